@@ -1,0 +1,389 @@
+"""Applies one tenant's records to its replica: rows and position in one SQLite transaction. Steps 3 of the crash table.
+
+    records --skip what is at or below the position--> runs --net effect a key--> statements --> commit with the position
+
+Invariants:
+ - the replica only ever shows whole Postgres transactions: a transaction in several chunks has an SQLite transaction
+   of its own, committed with its last chunk;
+ - whatever stops this code, the file holds the rows of its position and nothing else.
+
+Several Postgres transactions share one SQLite transaction. Within it, tables with a primary key are written by net
+effect: the last row of a key counts, so a batch is two `executemany` calls a table, whatever the order of its changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import apsw
+import msgspec
+
+from appliers import position, replica
+from appliers.catalog import Catalog
+from appliers.errors import PositionGap, RecordRefused, RowMissing
+from appliers.position import position_of
+from appliers.replica import Template
+from appliers.table import Plan, quote
+from cdc import failpoints
+from cdc.pgoutput import UNCHANGED, Row
+from fanout.envelope import Changes, Close, Op, Position, Run, Truncate
+
+# enum members looked up once: on the hot path an attribute of an Enum class costs as much as the work it selects
+_UPSERT, _PATCH, _DELETE, _TRUNCATE = Op.UPSERT, Op.PATCH, Op.DELETE, Op.TRUNCATE
+
+
+class Numbered(NamedTuple):
+    """A record's body with its place in the log."""
+
+    partition: int
+    offset: int
+    body: Changes
+
+
+class _Part(NamedTuple):
+    """A record that may be one of several of its transaction: a chunk of rows, or a truncate."""
+
+    at: tuple[int, int]
+    """(generation, commit_lsn)."""
+    relay: int
+    number: int
+    """Of the chunk from 0, below 0 in the first copy; of the truncate from 1."""
+    is_truncate: bool
+    partition: int
+    offset: int
+
+
+class _OpenTransaction(msgspec.Struct):
+    """A transaction of which some parts are in the SQLite transaction that is open.
+
+    A broadcast part comes once for each partition that we read: its number tells whether it is the next or known."""
+
+    at: tuple[int, int]
+    relay: int
+    offsets: dict[int, int]
+    """Partition -> where it must be read again from if we stop now: the first part that it brought."""
+    next_chunk: int = 1
+    truncates: int = 0
+
+
+class Replica:
+    """One tenant's replica, warm: its connection, its position, and what is pending. Not safe for several threads."""
+
+    def __init__(self, path: Path, tenant: str, catalog: Catalog, template: Template, *, shared: bool = False) -> None:
+        """Opens or makes the file. `shared`: other processes write it too, each every record, so the position is asked
+        for inside each SQLite transaction. Raises ReplicaForeign, ReplicaCorrupt, StorageUnavailable."""
+        self._shared = shared
+        self.path = path
+        self.tenant = tenant
+        self._catalog = catalog
+        with replica.alone(path.parent) if shared else nullcontext():
+            self._conn, self._new = replica.open_writer(path, tenant, template)
+        self._cursor = self._conn.cursor()
+        self.wal_pages = 0
+        """Pages in the SQLite WAL after the last commit."""
+        self._conn.set_wal_hook(self._note_wal)
+        self._plans: dict[int, Plan] = {}
+        self._pending: dict[str, tuple[Plan, dict[Hashable, Row | None]]] = {}
+        self._open: _OpenTransaction | None = None
+        self._in_transaction = False
+        self.rows = 0
+        self._reload()
+
+    def _reload(self) -> None:
+        found = position.read_position(self._conn)
+        self.position = found.position
+        self.ready = found.ready
+        self._target = (found.position, found.xid, found.commit_time_us)
+
+    @property
+    def open_offsets(self) -> Mapping[int, int]:
+        """Partition -> offset of the first part it brought of a transaction that is not whole yet."""
+        return self._open.offsets if self._open else {}
+
+    def apply(self, records: Sequence[Numbered], *, ready: bool) -> int:
+        """Apply in order what is new; answers how many rows were in it.
+
+        `ready`: the partition's first copy is whole, so that what is streamed completes a replica.
+        Raises TenantError (the caller quarantines), StorageUnavailable. Either way the file is at a whole position.
+        """
+        before = self.rows
+        with self._rolled_back():
+            for record in records:
+                self._record(record, ready)
+            if self._open is None:
+                self._commit()
+            else:
+                self._flush()
+        return self.rows - before
+
+    @contextmanager
+    def _rolled_back(self) -> Iterator[None]:
+        """After an error the file is at a whole position, and the error is ours."""
+        try:
+            yield
+        except apsw.Error as error:
+            self.rollback()
+            raise self._translated(error) from error
+        except BaseException:
+            self.rollback()
+            raise
+
+    def _translated(self, error: apsw.Error) -> Exception:
+        found = replica.storage_error(error, self.path)
+        if found is not error:
+            return found
+        # SQLite's words name tables and columns, and for constraints nothing of the row
+        return RecordRefused(f"SQLite refuses the rows: {error}", tenant=self.tenant)
+
+    def _record(self, record: Numbered, ready: bool) -> None:
+        changes = record.body
+        if self._shared:
+            self._begin()
+        place = position_of(changes)
+        if place <= self._target[0]:
+            return
+        if not changes.last or changes.chunk > 0 or self._open is not None:
+            at = (changes.generation, changes.commit_lsn)
+            part = _Part(at, changes.relay, changes.chunk, False, record.partition, record.offset)
+            if not self._is_next(part, alone=changes.last and changes.chunk <= 0):
+                return
+        if self._open is None:
+            self._begin()
+            if self._shared and place <= self._target[0]:
+                return
+            self._leave_older(changes.generation)
+        for run in changes.runs:
+            self._run(run)
+        self.ready = ready and changes.chunk >= 0
+        if changes.last:
+            self._target = (place, changes.xid, changes.commit_time_us)
+            if self._open is not None:
+                self._commit()
+
+    def _is_next(self, part: _Part, *, alone: bool = False) -> bool:
+        """Whether a part goes on with its transaction, or begins it, which then has an SQLite transaction of its own.
+
+        Parts that are known, and what a dead relay delivers late, are not next. `alone`: it is a whole transaction.
+        Raises PositionGap.
+        """
+        opened = self._open
+        first = part.number <= (1 if part.is_truncate else 0)
+        if opened is not None and (opened.at, opened.relay) == (part.at, part.relay):
+            expected = opened.truncates + 1 if part.is_truncate else opened.next_chunk
+            if part.number > expected:
+                raise self._gap(part, "Some parts of a transaction are missing")
+            opened.offsets.setdefault(part.partition, part.offset)
+            if part.number == expected:
+                opened.next_chunk += not part.is_truncate
+                opened.truncates += part.is_truncate
+            return part.number == expected
+        if opened is not None:
+            if part.at[0] < opened.at[0] or (part.at == opened.at and part.relay < opened.relay):
+                return False
+            if part.at[0] == opened.at[0] and part.at != opened.at:
+                raise self._gap(part, "A transaction is not whole, and the next one has come")
+            if first:
+                self.rollback()  # a new relay starts it over, or a new generation is here
+        if not first:
+            raise self._gap(part, "A part of a transaction without those before it")
+        if not alone:
+            self._commit()
+            self._begin()
+            if (*part.at, 0) <= self._target[0]:
+                return False  # another process applied it while we held no lock
+            self._leave_older(part.at[0])
+            self._open = _OpenTransaction(
+                part.at, part.relay, {part.partition: part.offset}, truncates=int(part.is_truncate)
+            )
+        return True
+
+    def _gap(self, part: _Part, message: str) -> PositionGap:
+        return PositionGap(message, tenant=self.tenant, at=str(Position(*part.at, min(part.number, 0))))
+
+    def _leave_older(self, generation: int) -> None:
+        """What an older generation brought goes before the first row of this one."""
+        if generation > self._target[0].generation:
+            replica.clear(self._conn)
+            self.ready = False
+
+    # --- other records ---
+
+    def truncate(self, record: Truncate, partition: int, offset: int) -> None:
+        """Empty these tables, as a part of a transaction that a Close ends. Raises as `apply`."""
+        at = (record.generation, record.commit_lsn)
+        if (*at, 0) <= self._target[0]:
+            return
+        with self._rolled_back():
+            if not self._is_next(_Part(at, record.relay, record.number, True, partition, offset)):
+                return
+            here = replica.shapes(self._conn)
+            for plan in map(self._catalog.plan, record.schemas):
+                if plan.name in here:
+                    self._empty(plan)
+
+    def close_transaction(self, record: Close) -> None:
+        """The end of a transaction that held a Truncate. Raises as `apply`."""
+        opened = self._open
+        at = (record.generation, record.commit_lsn)
+        if opened is None or (opened.at, opened.relay) != (at, record.relay):
+            return
+        with self._rolled_back():
+            self._target = (Position(*at, 0), 0, record.commit_time_us)
+            self._commit()
+
+    def finish_copy(self, generation: int, commit_lsn: int) -> None:
+        """The first copy is whole: what this tenant has of it is all; nothing, when it is of an older generation."""
+        with self._rolled_back():
+            if self._open is not None and self._open.at[0] < generation:
+                self.rollback()
+            if self._shared:
+                self._begin()
+            at = self._target[0].generation
+            if self._open is None and (at < generation or (at == generation and not self.ready)):
+                self._begin()
+                if at < generation:
+                    replica.clear(self._conn)
+                    self._target = (Position(generation, commit_lsn, -1), 0, 0)
+                self.ready = True
+            if self._open is None:
+                self._commit()
+
+    # --- the SQLite transaction ---
+
+    def _begin(self) -> None:
+        if not self._in_transaction:
+            self._cursor.execute("begin immediate")
+            self._in_transaction = True
+            if self._shared:
+                self._reload()
+            if self._new:
+                replica.name_tenant(self._conn, self.tenant)
+
+    def _commit(self) -> None:
+        if not self._in_transaction:
+            return
+        self._flush()
+        target, xid, commit_time_us = self._target
+        position.write_position(self._conn, target, xid, commit_time_us, ready=self.ready)
+        failpoints.hit("applier.3-before-commit")
+        self._cursor.execute("commit")
+        self._in_transaction = False
+        self._open = None
+        self.position = target
+        if self._new:
+            self._new = False
+            replica.settle(self._conn)
+
+    def rollback(self) -> None:
+        """Back to the last whole position."""
+        self._pending.clear()
+        self._plans.clear()
+        self._open = None
+        if self._in_transaction:
+            self._in_transaction = False
+            if self._conn.in_transaction:
+                self._cursor.execute("rollback")
+        self._reload()
+
+    def close(self) -> None:
+        """Let the file go; an open transaction is rolled back and read again from the log."""
+        self._conn.close(True)
+
+    def _note_wal(self, _conn: apsw.Connection, _name: str, pages: int) -> int:
+        self.wal_pages = pages
+        return apsw.SQLITE_OK
+
+    # --- rows ---
+
+    def _plan(self, digest: int) -> Plan:
+        plan = self._catalog.plan(digest)
+        if self._plans.get(digest) is not plan:
+            self._flush()
+            self._begin()
+            if replica.shapes(self._conn).get(plan.name) != plan.shape:
+                replica.migrate(self._conn, plan)
+            self._plans = {d: p for d, p in self._plans.items() if p.name != plan.name}
+            self._plans[digest] = plan
+        return plan
+
+    def _run(self, run: Run) -> None:
+        plan = self._plan(run.schema)
+        op, rows = run.op, run.rows
+        if op is _TRUNCATE:
+            self._empty(plan)
+        elif plan.key_of is None:
+            self._without_key(plan, run)
+        elif op is _UPSERT:
+            self._buffer(plan).update(zip(map(plan.key_of, rows), rows, strict=True))
+        elif op is _DELETE:
+            self._buffer(plan).update(dict.fromkeys(map(plan.key_of, rows)))
+        elif op is _PATCH:
+            self._flush_table(plan)
+            for row in rows:
+                self._patch(plan, row, None)
+        else:
+            self._rekey(plan, run)
+        self.rows += len(rows) // 2 if op is Op.REKEY else len(rows)
+
+    def _buffer(self, plan: Plan) -> dict[Hashable, Row | None]:
+        found = self._pending.get(plan.name)
+        if found is None:
+            found = self._pending[plan.name] = (plan, {})
+        return found[1]
+
+    def _flush(self) -> None:
+        for plan, _ in list(self._pending.values()):
+            self._flush_table(plan)
+
+    def _flush_table(self, plan: Plan) -> None:
+        """Write the net effect: deletes first, so that a key that comes back is an insert."""
+        found = self._pending.pop(plan.name, None)
+        if found is None:
+            return
+        plan, buffer = found
+        deletes: list[Any] = [key for key, row in buffer.items() if row is None]
+        if deletes:
+            self._cursor.executemany(plan.delete, [(key,) for key in deletes] if plan.single_key else deletes)
+        upserts: list[Any] = [row for row in buffer.values() if row is not None]
+        if upserts:
+            self._cursor.executemany(plan.upsert, upserts)
+
+    def _empty(self, plan: Plan) -> None:
+        self._pending.pop(plan.name, None)
+        self._cursor.execute(f"delete from {quote(plan.name)}")
+
+    def _patch(self, plan: Plan, new: Row, old: Row | None) -> None:
+        statement, values = plan.patch(new, old)
+        self._cursor.execute(statement, values)
+        if self._conn.changes() != 1:
+            raise RowMissing(
+                "An update leaves values unchanged that the replica does not have",
+                tenant=self.tenant,
+                relation=plan.relation.name,
+            )
+
+    def _rekey(self, plan: Plan, run: Run) -> None:
+        assert plan.key_of is not None
+        for old, new in zip(run.rows[::2], run.rows[1::2], strict=True):
+            if UNCHANGED in new:
+                self._flush_table(plan)
+                self._patch(plan, new, old)
+                continue
+            buffer = self._buffer(plan)
+            buffer[plan.key_of(old)] = None
+            buffer[plan.key_of(new)] = new
+
+    def _without_key(self, plan: Plan, run: Run) -> None:
+        """A table without a key: rows are told apart by all their values; of equal ones it does not matter which goes."""
+        execute, op = self._cursor.execute, run.op
+        if op is _UPSERT:
+            self._cursor.executemany(plan.upsert, run.rows)
+        elif op is _DELETE:
+            self._cursor.executemany(plan.delete_one, run.rows)
+        else:
+            for old, new in zip(run.rows[::2], run.rows[1::2], strict=True):
+                execute(plan.delete_one, old)
+                execute(plan.upsert, new)

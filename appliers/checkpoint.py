@@ -1,0 +1,55 @@
+"""SQLite checkpoints, off the apply path: a thread that moves WAL pages into the database file, a replica at a time.
+
+A checkpoint syncs twice; inside a commit (SQLite's own way) it would stop the applier. Here each uses a connection of
+its own. It is passive: it never waits for readers or the writer, and what it could not move stays for the next time.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from pathlib import Path
+
+import apsw
+
+
+class Checkpointer:
+    """Checkpoints files that are put to it; a file that waits already is not put twice."""
+
+    def __init__(self) -> None:
+        self._todo: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
+        self._waiting: set[Path] = set()
+        self._failed: queue.SimpleQueue[tuple[Path, apsw.Error]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def put(self, path: Path) -> None:
+        """Checkpoint this replica when its turn comes."""
+        if path not in self._waiting:
+            self._waiting.add(path)
+            self._todo.put(path)
+
+    def failure(self) -> tuple[Path, apsw.Error] | None:
+        """A checkpoint that failed for another reason than a busy file; the WAL it left is whole."""
+        return None if self._failed.empty() else self._failed.get()
+
+    def _work(self) -> None:
+        while (path := self._todo.get()) is not None:
+            self._waiting.discard(path)
+            try:
+                conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+                try:
+                    conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+                    conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                finally:
+                    conn.close()
+            except apsw.BusyError:
+                # someone recovers or checkpoints this file at this moment; it is put again when it has grown
+                continue
+            except apsw.Error as error:
+                self._failed.put((path, error))
+
+    def close(self) -> None:
+        """Finish what waits, and end."""
+        self._todo.put(None)
+        self._thread.join()

@@ -1,0 +1,260 @@
+"""The replicas of one directory as other processes see them: opened to be looked at, never made, never written.
+
+    Directory      what the appliers of a directory remember (`state.db`), and where each replica lies
+    ReplicaReader  one replica: its position, its tables, and a connection for queries
+
+Invariants: a connection is read-only and `query_only`, so nothing here can hold up or change what an applier does; a file
+is recognised before it is believed. Answers of one `snapshot` are of one commit. The other half is `appliers.replica`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import apsw
+import msgspec
+from psycopg import postgres
+
+from appliers.errors import ReplicaForeign, ReplicasMissing, StateForeign, TenantUnknown
+from appliers.place import SHARED_FILE, SUFFIX, decode_name, partition_directory, replica_path
+from appliers.position import TenantPosition, read_position
+from appliers.replica import recognise, storage_error
+from appliers.state import APPLICATION_ID as STATE_ID
+from appliers.state import PartitionState, Quarantined, select_partitions, select_quarantined
+from appliers.table import quote
+from fanout.envelope import Schema
+from fanout.log.interface import partition_of
+from fanout.tenancy import SHARED_TENANT
+
+_BUSY_TIMEOUT_MS = 10_000
+
+
+class ColumnInfo(msgspec.Struct, frozen=True):
+    """`type`: as Postgres names it, `numeric(10,2)`. `stored`: the declared type in SQLite."""
+
+    name: str
+    type: str
+    stored: str
+
+
+class TableInfo(msgspec.Struct, frozen=True):
+    """One table of a replica. `source`: `schema.table` in Postgres. `indexes`: the columns of each, by its name."""
+
+    name: str
+    source: str
+    primary_key: tuple[str, ...]
+    columns: tuple[ColumnInfo, ...]
+    indexes: dict[str, tuple[str, ...]]
+    rows: int
+
+
+class ReplicaFile(NamedTuple):
+    """A replica by its file's name alone. `tenant` is None where only the file's content tells it (a long id)."""
+
+    tenant: str | None
+    partition: int
+    path: Path
+    bytes: int
+    wal_bytes: int
+    """Of what is committed, but not yet moved into the database's own file."""
+
+
+def open_reader(path: Path) -> apsw.Connection:
+    """A connection that can only read. Raises ReplicaForeign, ReplicaCorrupt, StorageUnavailable."""
+    try:
+        conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        conn.set_busy_timeout(_BUSY_TIMEOUT_MS)  # the first reader after a crash recovers the WAL, and others wait for it
+        conn.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+        conn.pragma("query_only", True)
+    except apsw.Error as error:
+        raise storage_error(error, path) from error
+    return conn
+
+
+class ReplicaReader:
+    """One replica. A context manager, which closes it. Not safe for use from several threads."""
+
+    def __init__(self, path: Path, tenant: str) -> None:
+        """Raises ReplicaForeign (not ours, or another tenant's), ReplicaCorrupt, StorageUnavailable."""
+        self.path = path
+        self.tenant = tenant
+        self.connection = open_reader(path)
+        try:
+            recognise(self.connection, path, tenant)
+        except BaseException as error:
+            self.connection.close()
+            raise storage_error(error, path) if isinstance(error, apsw.Error) else error from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.connection.close()
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Self]:
+        """What is asked within is answered as of one commit. Raises ReplicaCorrupt, StorageUnavailable."""
+        try:
+            self.connection.execute("begin")
+            try:
+                yield self
+            finally:
+                self.connection.execute("rollback")
+        except apsw.Error as error:
+            raise storage_error(error, self.path) from error
+
+    def position(self) -> TenantPosition:
+        """What has been applied."""
+        return read_position(self.connection)
+
+    def tables(self) -> list[TableInfo]:
+        """The source's tables, by name. Counts every row: milliseconds for a megabyte."""
+        rows = self.connection.execute(
+            "select name, source_schema || '.' || source_table, primary_key from _headrace_tables order by name"
+        ).fetchall()
+        return [
+            TableInfo(
+                str(name),
+                str(source),
+                msgspec.json.decode(str(key), type=tuple[str, ...]),
+                self._columns(str(name)),
+                self._indexes(str(name)),
+                self._count(str(name)),
+            )
+            for name, source, key in rows
+        ]
+
+    def _columns(self, table: str) -> tuple[ColumnInfo, ...]:
+        rows = self.connection.execute(
+            "select c.name, c.type_oid, c.type_name, c.typmod, i.type from _headrace_columns c"
+            " join pragma_table_info(c.table_name) i on i.name = c.name where c.table_name = ? order by c.ordinal",
+            (table,),
+        )
+        return tuple(
+            ColumnInfo(str(name), type_text(oid, str(type_name), typmod), str(stored))
+            for name, oid, type_name, typmod, stored in _rows(rows)
+        )
+
+    def _indexes(self, table: str) -> dict[str, tuple[str, ...]]:
+        rows = self.connection.execute(
+            "select l.name, x.name || iif(x.desc, ' desc', '') from pragma_index_list(?) l"
+            " join pragma_index_xinfo(l.name) x on x.key where l.origin = 'c' order by l.name, x.seqno",
+            (table,),
+        )
+        indexes: dict[str, tuple[str, ...]] = {}
+        for name, column in rows.fetchall():
+            indexes[str(name)] = (*indexes.get(str(name), ()), str(column))
+        return indexes
+
+    def _count(self, table: str) -> int:
+        count = self.connection.execute(f"select count(*) from {quote(table)}").get
+        assert isinstance(count, int)
+        return count
+
+
+class Directory:
+    """A directory of replicas, with what its appliers saved last. A context manager, which closes it."""
+
+    def __init__(self, root: Path) -> None:
+        """Raises ReplicasMissing, StateForeign, StorageUnavailable."""
+        self.root = root
+        path = root / "state.db"
+        if not path.exists():
+            raise ReplicasMissing("No replicas here", path=str(root))
+        try:
+            self._state = open_reader(path)
+            ours = self._state.pragma("application_id") == STATE_ID
+            meta = dict(_rows(self._state.execute("select name, value from meta"))) if ours else {}
+        except (ReplicaForeign, apsw.NotADBError):
+            raise StateForeign("state.db is not an SQLite file", path=str(path)) from None
+        except apsw.Error as error:
+            raise storage_error(error, path) from error
+        if not meta:
+            self._state.close()
+            raise StateForeign("state.db is not Headrace's", path=str(path))
+        self.partition_count = int(meta["partitions"])
+        self.log_identity = str(meta["log"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._state.close()
+
+    def partitions(self) -> dict[int, PartitionState]:
+        """Each partition that was ever applied here, as it was at its last barrier."""
+        return select_partitions(self._state)
+
+    def quarantined(self) -> dict[str, Quarantined]:
+        """Tenants that stopped, by id; the shared replica is `place.SHARED_NAME`."""
+        return select_quarantined(self._state)
+
+    def schemas(self) -> dict[int, Schema]:
+        """Every shape of a table that the log announced, by digest."""
+        rows = _rows(self._state.execute("select body from schemas"))
+        found = (msgspec.msgpack.decode(body, type=Schema) for (body,) in rows)
+        return {schema.digest: schema for schema in found}
+
+    def partition_of(self, tenant: str) -> int:
+        """Where the tenant's replica is, or would be."""
+        return partition_of(tenant.encode(), self.partition_count)
+
+    def open(self, tenant: str) -> ReplicaReader:
+        """The tenant's replica. Raises TenantUnknown, ReplicaForeign, ReplicaCorrupt, StorageUnavailable."""
+        return self._open(replica_path(self.root, tenant, self.partition_count), tenant)
+
+    def open_shared(self) -> ReplicaReader:
+        """The replica of the shared tables. Raises as `open`."""
+        return self._open(self.root / SHARED_FILE, SHARED_TENANT)
+
+    def _open(self, path: Path, tenant: str) -> ReplicaReader:
+        if not path.exists():
+            raise TenantUnknown("No replica of this tenant is here", tenant=tenant)
+        return ReplicaReader(path, tenant)
+
+    def files(self, partition: int) -> Iterator[ReplicaFile]:
+        """The replicas of one partition, in no order, without opening any. Files of other names are passed over."""
+        sizes: dict[str, int] = {}
+        directory = partition_directory(self.root, partition)
+        with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    sizes[entry.name] = entry.stat().st_size
+        for name, size in sizes.items():
+            if name.endswith(SUFFIX):
+                with contextlib.suppress(ValueError):
+                    tenant = decode_name(name.removesuffix(SUFFIX))
+                    yield ReplicaFile(tenant, partition, directory / name, size, sizes.get(f"{name}-wal", 0))
+
+
+def _rows(cursor: apsw.Cursor) -> list[tuple[Any, ...]]:
+    return cursor.fetchall()
+
+
+def type_text(oid: int, name: str, typmod: int) -> str:
+    """A column's type as Postgres writes it. `name`: of a type that is not built in. An unknown oid is its number."""
+    if name:
+        return name
+    known = postgres.types.get(oid)
+    if known is None:
+        return f"oid {oid}"
+    array = "[]" if known.array_oid == oid else ""
+    return f"{known.name}{_modifier(known.name, typmod)}{array}"
+
+
+def _modifier(name: str, typmod: int) -> str:
+    if typmod < 0:
+        return ""
+    if name == "numeric":
+        precision, scale = (typmod - 4) >> 16 & 0xFFFF, (typmod - 4) & 0x7FF
+        return f"({precision},{scale - 0x800 if scale & 0x400 else scale})"
+    if name in ("varchar", "bpchar"):
+        return f"({typmod - 4})"
+    if name in ("timestamp", "timestamptz", "time", "timetz", "bit", "varbit"):
+        return f"({typmod})"
+    return ""

@@ -1,0 +1,298 @@
+"""One tenant's SQLite file, opened to be written: creation from a template, pragmas, recognition, migration.
+
+The file is an ordinary SQLite database in WAL mode that stock SQLite opens. Beside the source's tables it holds
+
+    _headrace_meta       format, tenant
+    _headrace_position   one row: what has been applied (`appliers.position`)
+    _headrace_tables     one row a table: the shape it has now
+    _headrace_columns    one row a column: its Postgres type, for exact comparison with the source
+
+A new replica is a copy of a template that has every known table, so it costs one write and no sync, and a query on a
+table without rows finds the table. `synchronous = normal`: see design decision 6. Checkpoints are made elsewhere
+(`appliers.checkpoint`), because one inside a commit would stop the apply path for two syncs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import apsw
+import msgspec
+
+from appliers import position, types
+from appliers.catalog import Catalog
+from appliers.errors import ReplicaCorrupt, ReplicaForeign, SchemaDrift, StorageUnavailable
+from appliers.place import SUFFIX
+from appliers.table import Plan, quote
+
+APPLICATION_ID: Final = 0x48445252  # "HDRR"
+FORMAT: Final = 1
+
+_CREATE = f"""
+create table _headrace_meta (name text primary key, value text not null) strict, without rowid;
+create table _headrace_tables (
+  name text primary key, shape integer not null, source_oid integer not null, source_schema text not null,
+  source_table text not null, primary_key text not null
+) strict, without rowid;
+create table _headrace_columns (
+  table_name text not null, ordinal integer not null, name text not null, type_oid integer not null,
+  type_name text not null, typmod integer not null, primary key (table_name, ordinal)
+) strict, without rowid;
+{position.CREATE}
+"""
+
+_STORAGE: Final = (apsw.FullError, apsw.IOError, apsw.CantOpenError, apsw.NoMemError, apsw.BusyError)
+
+
+def storage_error(error: apsw.Error, path: Path) -> Exception:
+    """An apsw error -> StorageUnavailable, ReplicaCorrupt, ReplicaForeign, or the error itself: the record's fault."""
+    if isinstance(error, _STORAGE):
+        return StorageUnavailable(f"The replica's storage fails: {type(error).__name__}", path=str(path))
+    if isinstance(error, apsw.NotADBError):
+        return ReplicaForeign("Not an SQLite database", path=str(path))
+    if isinstance(error, apsw.CorruptError):
+        return ReplicaCorrupt("The replica's file is damaged", path=str(path))
+    return error
+
+
+def _prepare(conn: apsw.Connection) -> None:
+    """Settings of every writer. One line each, with its reason."""
+    conn.set_busy_timeout(10_000)  # a reader that recovers the WAL after a crash holds a lock for a moment
+    conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # closing must not sync; checkpoints have their own place
+    conn.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+    conn.pragma("wal_autocheckpoint", 0)
+    conn.pragma("cache_size", -80)  # KiB: it multiplies by the number of warm replicas
+    conn.pragma("temp_store", "memory")
+    conn.create_scalar_function(types.ARRAY_FUNCTION, types.array_function, 2, deterministic=True)
+    conn.create_scalar_function(types.UNIX_MS_FUNCTION, types.unix_ms_function, 1, deterministic=True)
+
+
+class Template:
+    """The bytes of a new replica, made again when the known tables change."""
+
+    def __init__(self, directory: Path, catalog: Catalog, *, shared: bool) -> None:
+        self._directory = directory
+        self._catalog = catalog
+        self._shared = shared
+        self._version = -1
+        self._content = b""
+
+    def content(self) -> bytes:
+        """A whole database file in WAL mode, with every known table and the position START."""
+        if self._version != self._catalog.version:
+            path = self._directory / f".template-{os.getpid()}-{int(self._shared)}{SUFFIX}"
+            path.unlink(missing_ok=True)
+            conn = apsw.Connection(str(path))
+            conn.pragma("journal_mode", "wal")
+            with conn:
+                conn.pragma("application_id", APPLICATION_ID)
+                conn.pragma("user_version", FORMAT)
+                conn.execute(_CREATE)
+                for plan in self._catalog.current(shared=self._shared):
+                    create_table(conn, plan)
+            conn.close()
+            self._content = path.read_bytes()
+            path.unlink()
+            self._version = self._catalog.version
+        return self._content
+
+
+class Writer(NamedTuple):
+    """An open replica. `new`: it has no tenant yet: made just now, or by an applier that died before its first commit."""
+
+    conn: apsw.Connection
+    new: bool
+
+
+def open_writer(path: Path, tenant: str, template: Template) -> Writer:
+    """The tenant's replica, made if there is none; `name_tenant` must then be called in its first transaction.
+
+    A new one is opened without syncs: its SQLite WAL has no older content that a power cut could mix with, so at worst
+    the file falls back to the template. Call `settle` after its first commit.
+    Raises ReplicaForeign (not ours, or another tenant's), ReplicaCorrupt, StorageUnavailable.
+    """
+    try:
+        new = not path.exists() or path.stat().st_size == 0
+        if new:
+            _create(path, template.content())
+        conn = apsw.Connection(str(path), statementcachesize=24)
+        _prepare(conn)
+        conn.pragma("synchronous", "off" if new else "normal")
+        named = not new and recognise(conn, path, tenant)
+    except OSError as error:
+        raise StorageUnavailable(f"The replica's file: {error.strerror}", path=str(path)) from error
+    except apsw.Error as error:
+        found = storage_error(error, path)
+        if found is error:
+            raise SchemaDrift(
+                f"SQLite refuses a table of the source: {error}",
+                hint="Rename what SQLite cannot tell apart (names that differ by case alone), or leave the table out.",
+                tenant=tenant,
+            ) from error
+        raise found from error
+    return Writer(conn, not named)
+
+
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """One process at a time: what two appliers both make when it is missing is made once."""
+    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def name_tenant(conn: apsw.Connection, tenant: str) -> None:
+    """Write into a new replica whose it is, in the transaction of its first rows."""
+    conn.execute("insert or ignore into _headrace_meta values ('tenant', ?)", (tenant,))
+
+
+def settle(conn: apsw.Connection) -> None:
+    """A new replica has had its first commit: from now on it is like any other."""
+    conn.pragma("synchronous", "normal")
+
+
+def recognise(conn: apsw.Connection, path: Path, tenant: str) -> bool:
+    """Whether the replica says that it is the tenant's; False when it does not say whose it is yet.
+
+    Raises ReplicaForeign for another tenant's, or not a replica; apsw.Error when it cannot be read.
+    """
+    if conn.pragma("application_id") != APPLICATION_ID:
+        raise ReplicaForeign("An SQLite database that is not a replica", path=str(path))
+    found = conn.execute("select value from _headrace_meta where name = 'tenant'").get
+    if found is not None and found != tenant:
+        raise ReplicaForeign("The replica of another tenant", path=str(path))
+    return found is not None
+
+
+def _create(path: Path, content: bytes) -> None:
+    # whole or not at all, as the file's name appears last; durable with the next barrier, like all that follows
+    temporary = path.with_suffix(f".{os.getpid()}.new")
+    temporary.write_bytes(content)
+    for leftover in (path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+        leftover.unlink(missing_ok=True)
+    temporary.rename(path)
+
+
+def tenant_of(path: Path) -> str | None:
+    """The tenant that a replica's file says it is; None before its first commit.
+
+    Raises ReplicaForeign, ReplicaCorrupt, StorageUnavailable.
+    """
+    try:
+        conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            found = conn.execute("select value from _headrace_meta where name = 'tenant'").get
+            return None if found is None else str(found)
+        finally:
+            conn.close()
+    except apsw.SQLError:
+        raise ReplicaForeign("An SQLite database that is not a replica", path=str(path)) from None
+    except apsw.Error as error:
+        raise storage_error(error, path) from error
+
+
+def shapes(conn: apsw.Connection) -> dict[str, int]:
+    """Table -> its `Plan.shape` as the replica has it now."""
+    return {str(name): int(shape) for name, shape in conn.execute("select name, shape from _headrace_tables")}
+
+
+def create_table(conn: apsw.Connection, plan: Plan) -> None:
+    """The table of a plan with its indexes and its rows of metadata."""
+    conn.execute(plan.create_table(plan.name))
+    _sync_indexes(conn, plan)
+    _note_shape(conn, plan)
+
+
+def migrate(conn: apsw.Connection, plan: Plan) -> None:
+    """Bring a table to the plan's shape, rows kept: columns by name, the table made again where its key or a type changed.
+
+    The caller has the SQLite transaction open. Columns that are new hold NULL: Postgres sends no rows for them.
+    """
+    columns: list[Any] = conn.execute(f"pragma table_info({quote(plan.name)})").fetchall()
+    oid = conn.execute("select source_oid from _headrace_tables where name = ?", (plan.name,)).get
+    if columns and oid not in (None, plan.relation.oid):
+        # dropped and made again under its name: the rows were another table's (cases.md R20)
+        conn.execute(f"drop table {quote(plan.name)}")
+        columns = []
+    if not columns:
+        create_table(conn, plan)
+        return
+    had = {row[1]: row[2].upper() for row in columns}
+    had_key = tuple(row[1] for row in sorted(columns, key=lambda row: row[5]) if row[5])
+    wanted = {name: declared.upper() for name, declared in plan.columns}
+    kept = [name for name in wanted if name in had]
+    _sync_indexes(conn, plan, existing=had.keys() & wanted.keys())
+    if had_key != plan.key or any(had[name] != wanted[name] for name in kept):
+        _rebuild(conn, plan, kept)
+    else:
+        for name in had.keys() - wanted.keys():
+            conn.execute(f"alter table {quote(plan.name)} drop column {quote(name)}")
+        for name in (name for name in wanted if name not in had):
+            conn.execute(f"alter table {quote(plan.name)} add column {quote(name)} {wanted[name]}")
+    _sync_indexes(conn, plan)
+    _note_shape(conn, plan)
+
+
+def clear(conn: apsw.Connection) -> None:
+    """Take every row of the source's tables out; the caller has the SQLite transaction open."""
+    for name in shapes(conn):
+        conn.execute(f"delete from {quote(name)}")
+
+
+def _rebuild(conn: apsw.Connection, plan: Plan, kept: Iterable[str]) -> None:
+    temporary = "_headrace_rebuild"
+    columns = ", ".join(map(quote, kept))
+    conn.execute(plan.create_table(temporary))
+    conn.execute(f"insert into {quote(temporary)} ({columns}) select {columns} from {quote(plan.name)}")
+    conn.execute(f"drop table {quote(plan.name)}")
+    conn.execute(f"alter table {quote(temporary)} rename to {quote(plan.name)}")
+
+
+def _sync_indexes(conn: apsw.Connection, plan: Plan, existing: Collection[str] | None = None) -> None:
+    """Drop what the plan has not, make what it has; with `existing`, only over those columns yet."""
+    rows = conn.execute(
+        "select name, sql from sqlite_schema where type = 'index' and tbl_name = ? and sql is not null", (plan.name,)
+    )
+    found = {str(name): str(statement) for name, statement in rows}
+    wanted = {
+        index.name: index.statement
+        for index in plan.indexes
+        if existing is None or all(column in existing for column in index.columns)
+    }
+    for name, statement in found.items():
+        if wanted.get(name) != statement:
+            conn.execute(f"drop index {quote(name)}")
+    for name, statement in wanted.items():
+        if found.get(name) != statement:
+            conn.execute(statement)
+
+
+def _note_shape(conn: apsw.Connection, plan: Plan) -> None:
+    relation = plan.relation
+    conn.execute(
+        "insert or replace into _headrace_tables values (?, ?, ?, ?, ?, ?)",
+        (
+            plan.name,
+            plan.shape,
+            relation.oid,
+            relation.schema,
+            relation.table,
+            msgspec.json.encode(plan.key).decode(),
+        ),
+    )
+    conn.execute("delete from _headrace_columns where table_name = ?", (plan.name,))
+    conn.executemany(
+        "insert into _headrace_columns values (?, ?, ?, ?, ?, ?)",
+        [
+            (plan.name, number, column.name, column.type_oid, column.type_name, column.typmod)
+            for number, column in enumerate(relation.columns)
+        ],
+    )

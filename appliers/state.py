@@ -1,0 +1,221 @@
+"""What the appliers of one directory remember beside the replicas: `state.db`, one row a partition.
+
+    partitions   the offset from which a partition must be read again; its generation; how far the source is
+    schemas, facts   the tables, so that reading may start in the middle of the log
+    quarantine   tenants that stopped, each with the place of its record and the reason
+
+Invariant: a partition's offset is written only after everything below it is durable in the replicas (`appliers.barrier`),
+so after any crash reading starts at or before the first record that a replica may lack. The file itself needs no
+sync: when power loss takes its last transactions, it falls back to an older offset, and replicas skip what they have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from appliers.catalog import Catalog
+from appliers.errors import PartitionInUse, StateForeign, StorageUnavailable
+from appliers.place import partition_directory
+from cdc.catalog import TableFacts
+from fanout.envelope import Schema
+from fanout.errors import LogReplaced, PartitionCountChanged
+from fanout.log.interface import BEGINNING
+
+APPLICATION_ID: Final = 0x48445253  # "HDRS"
+_FORMAT: Final = "1"
+
+_CREATE = """
+create table meta (name text primary key, value text not null) strict;
+create table partitions (
+  partition integer primary key, offset integer not null, generation integer not null, ready integer not null,
+  lsn integer not null, time_us integer not null
+) strict;
+create table schemas (digest integer primary key, generation integer not null, body blob not null) strict;
+create table facts (id integer primary key check (id = 1), generation integer, commit_lsn integer, body blob) strict;
+create table quarantine (
+  tenant text primary key, partition integer not null, offset integer not null, position text not null,
+  error text not null, reason text not null, hint text not null, since_ms integer not null
+) strict;
+"""
+
+
+class PartitionState(msgspec.Struct):
+    """`offset`: read from here on. `lsn`, `time_us`: the last Progress record applied. `ready`: its copy is whole."""
+
+    partition: int
+    offset: int = BEGINNING
+    generation: int = 0
+    ready: bool = False
+    lsn: int = 0
+    time_us: int = 0
+
+
+class Quarantined(msgspec.Struct, frozen=True):
+    """A tenant that stopped. `position` and `offset` name its first record that was not applied."""
+
+    tenant: str
+    partition: int
+    offset: int
+    position: str
+    error: str
+    reason: str
+    hint: str
+    since_ms: int
+
+
+def select_partitions(conn: apsw.Connection) -> dict[int, PartitionState]:
+    """Every partition's state as saved."""
+    rows: list[Any] = conn.execute("select partition, offset, generation, ready, lsn, time_us from partitions").fetchall()
+    states = (PartitionState(row[0], row[1], row[2], bool(row[3]), row[4], row[5]) for row in rows)
+    return {state.partition: state for state in states}
+
+
+def select_quarantined(conn: apsw.Connection) -> dict[str, Quarantined]:
+    """Tenants that stopped, as saved."""
+    rows: list[Any] = conn.execute("select * from quarantine").fetchall()
+    return {row[0]: Quarantined(*row) for row in rows}
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """SQLite's and the file system's errors: what is not ours, and what may be better later."""
+    try:
+        yield
+    except (apsw.NotADBError, apsw.CorruptError, apsw.SQLError) as error:
+        raise StateForeign("state.db is damaged, or not Headrace's", path=str(path)) from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StateForeign("`replicas.path` is not a directory", path=str(path.parent)) from error
+    except apsw.Error as error:
+        raise StorageUnavailable(f"state.db cannot be used: {type(error).__name__}", path=str(path)) from error
+    except OSError as error:
+        raise StorageUnavailable(f"`replicas.path` cannot be used: {error.strerror}", path=str(path.parent)) from error
+
+
+def _open(path: Path) -> apsw.Connection:
+    """Our own file, or a new one; of another, not one byte is changed."""
+    conn = apsw.Connection(str(path))
+    conn.set_busy_timeout(10_000)
+    conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    if conn.pragma("application_id") != APPLICATION_ID and conn.execute("select count(*) from sqlite_schema").get:
+        conn.close()
+        raise StateForeign("state.db is not Headrace's", path=str(path))
+    conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
+    conn.pragma("journal_mode", "wal")
+    conn.pragma("synchronous", "normal")
+    return conn
+
+
+class State:
+    """`state.db` of one directory of replicas; several appliers, each with partitions of its own, may have it open."""
+
+    def __init__(self, root: Path, log_identity: str, partitions: int) -> None:
+        """Open or make it. Raises StateForeign, StorageUnavailable, LogReplaced, PartitionCountChanged."""
+        self.root = root
+        self._locks: list[int] = []
+        self._path = path = root / "state.db"
+        with _translated(path):
+            root.mkdir(parents=True, exist_ok=True)
+            self._conn = conn = _open(path)
+            with conn:
+                if not conn.execute("select count(*) from sqlite_schema").get:
+                    conn.execute(_CREATE)
+                    conn.pragma("application_id", APPLICATION_ID)
+                    conn.executemany(
+                        "insert into meta values (?, ?)",
+                        [("format", _FORMAT), ("log", log_identity), ("partitions", str(partitions))],
+                    )
+                meta = {str(name): value for name, value in conn.execute("select name, value from meta")}
+        if not meta.keys() >= {"format", "log", "partitions"}:
+            raise StateForeign("state.db is damaged, or not Headrace's", path=str(path))
+        if meta["partitions"] != str(partitions):
+            raise PartitionCountChanged(
+                "The replicas were written from a log with another number of partitions",
+                replicas=meta["partitions"],
+                log=partitions,
+            )
+        if meta["log"] != log_identity:
+            raise LogReplaced("The replicas were written from another log", path=str(root))
+
+    def own(self, partitions: Iterable[int]) -> None:
+        """Lock these partitions' directories until `close`, all or none. Raises PartitionInUse, StorageUnavailable."""
+        try:
+            for partition in partitions:
+                with _translated(self._path):
+                    directory = partition_directory(self.root, partition)
+                    directory.mkdir(exist_ok=True)
+                    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+                self._locks.append(fd)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise PartitionInUse("Another applier writes this partition", partition=partition) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def load_catalog(self, catalog: Catalog) -> None:
+        """Everything that was saved of the tables."""
+        with _translated(self._path):
+            for (body,) in self._conn.execute("select body from schemas"):
+                catalog.note_schema(msgspec.msgpack.decode(body, type=Schema))
+            for generation, commit_lsn, body in self._conn.execute("select generation, commit_lsn, body from facts"):
+                catalog.note_facts(generation, commit_lsn, msgspec.msgpack.decode(body, type=list[TableFacts]))
+
+    def save_schema(self, schema: Schema) -> None:
+        """A Schema record that said something new."""
+        self._write(
+            "insert or replace into schemas values (?, ?, ?)",
+            (schema.digest, schema.generation, msgspec.msgpack.encode(schema)),
+        )
+
+    def save_facts(self, generation: int, commit_lsn: int, tables: list[TableFacts]) -> None:
+        """A Catalog record that said something new."""
+        self._write(
+            "insert or replace into facts values (1, ?, ?, ?)", (generation, commit_lsn, msgspec.msgpack.encode(tables))
+        )
+
+    def partitions(self, wanted: Iterable[int]) -> dict[int, PartitionState]:
+        """The saved state of these partitions; one never read starts at the beginning."""
+        with _translated(self._path):
+            found = select_partitions(self._conn)
+        return {partition: found.get(partition) or PartitionState(partition) for partition in wanted}
+
+    def save_partitions(self, states: Mapping[int, PartitionState]) -> None:
+        """Called behind the barrier only. Raises StorageUnavailable, as all that writes here."""
+        with _translated(self._path), self._conn:
+            self._conn.executemany(
+                "insert or replace into partitions values (?, ?, ?, ?, ?, ?)",
+                [(s.partition, s.offset, s.generation, int(s.ready), s.lsn, s.time_us) for s in states.values()],
+            )
+
+    def quarantine(self, entry: Quarantined) -> None:
+        """Remember a tenant that stopped; the first reason stands."""
+        self._write("insert or ignore into quarantine values (?, ?, ?, ?, ?, ?, ?, ?)", msgspec.structs.astuple(entry))
+
+    def quarantined(self) -> dict[str, Quarantined]:
+        """Tenants that stopped."""
+        with _translated(self._path):
+            return select_quarantined(self._conn)
+
+    def release(self, tenant: str) -> None:
+        """Forget that a tenant stopped: a new generation has copied it afresh."""
+        self._write("delete from quarantine where tenant = ?", (tenant,))
+
+    def _write(self, statement: str, values: tuple[Any, ...]) -> None:
+        with _translated(self._path):
+            self._conn.execute(statement, values)
+
+    def close(self) -> None:
+        """Let the partitions go."""
+        for fd in self._locks:
+            os.close(fd)
+        self._locks.clear()
+        self._conn.close()

@@ -1,0 +1,190 @@
+"""One source table as a replica holds it: names, DDL and the statements that apply rows. Pure: SQL text, no connection.
+
+A `Plan` is built once for each shape of a table (schema digest, facts) and serves every tenant's replica. Statements
+take rows as the log holds them, one parameter a column; what a value becomes is in the SQL (`appliers.types`).
+
+The tenant's column comes last in keys and indexes: it is the same in every row of a replica, so the order is unchanged,
+and a query that does not name it finds its rows by what follows (docs/decisions/0005).
+
+Only the primary key is UNIQUE here: the source has checked everything else already, and within one transaction other
+unique columns may pass through each other's values (cases.md E5).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from appliers import types
+from appliers.errors import SchemaDrift
+from appliers.types import As, map_column
+from cdc.catalog import TableFacts
+from cdc.pgoutput import UNCHANGED, Row
+from cdc.relation import Relation, ReplicaIdentity
+from fanout.envelope import Schema
+
+
+def quote(name: str) -> str:
+    """An SQLite identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def primary_key(relation: Relation, facts: TableFacts | None) -> tuple[str, ...]:
+    """The columns of the replica's primary key: those by which the stream finds rows. Empty when it has none.
+
+    That is the replica identity, also where the table's primary key is another one; under FULL, the primary key that
+    the catalog told, since old rows then carry every column. In the order of the source's index where it is known.
+    """
+    names = {column.name for column in relation.columns}
+    told = facts.primary_key if facts is not None and names.issuperset(facts.primary_key) else ()
+    if relation.identity in (ReplicaIdentity.DEFAULT, ReplicaIdentity.INDEX):
+        identity = tuple(column.name for column in relation.columns if column.key)
+        return told if set(told) == set(identity) else identity
+    return told if relation.identity is ReplicaIdentity.FULL else ()
+
+
+class PlannedIndex(NamedTuple):
+    """One index of the replica."""
+
+    name: str
+    columns: tuple[str, ...]
+    statement: str
+
+
+class Plan:
+    """The SQL of one shape of one table."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        facts: TableFacts | None,
+        overrides: Mapping[str, As],
+    ) -> None:
+        """`overrides`: `schema.table.column` -> how to store it."""
+        self.digest = schema.digest
+        self.relation = relation = schema.relation
+        self.name = schema.name
+        self.facts = facts
+        self._constant = schema.tenant_column
+        self.key = tuple(sorted(primary_key(relation, facts), key=self._constant.__eq__))
+        self._mappings = [map_column(c, overrides.get(f"{relation.name}.{c.name}")) for c in relation.columns]
+        positions = {column.name: number for number, column in enumerate(relation.columns)}
+        self._key_positions = [positions[name] for name in self.key]
+        self.key_of: Callable[[Row], Hashable] | None = itemgetter(*self._key_positions) if self.key else None
+        """A row -> what tells it from others in a batch: a text, or a tuple of them."""
+        self.single_key = len(self.key) == 1
+
+    # --- DDL ---
+
+    @cached_property
+    def columns(self) -> list[tuple[str, str]]:
+        """(name, declared type), in the source's order."""
+        return [(c.name, m.declared) for c, m in zip(self.relation.columns, self._mappings, strict=True)]
+
+    def create_table(self, name: str) -> str:
+        """`create table`; under another name than the plan's for a rebuild."""
+        lone_integer = self.single_key and types.is_integer(self.relation.columns[self._key_positions[0]])
+        parts = []
+        for column, declared in self.columns:
+            if lone_integer and column == self.key[0]:
+                parts.append(f"{quote(column)} integer primary key")
+            elif column in self.key:
+                parts.append(f"{quote(column)} {declared} not null")
+            else:
+                parts.append(f"{quote(column)} {declared}")
+        if self.key and not lone_integer:
+            parts.append(f"primary key ({', '.join(map(quote, self.key))})")
+        return f"create table {quote(name)} ({', '.join(parts)})"
+
+    @cached_property
+    def indexes(self) -> list[PlannedIndex]:
+        """The source's indexes whose columns are all here. Never unique."""
+        planned = []
+        names = {column.name for column in self.relation.columns}
+        for index in self.facts.indexes if self.facts else ():
+            if index.columns and names.issuperset(index.columns):
+                directed = zip(index.columns, index.descending, strict=True)
+                columns = ", ".join(
+                    quote(column) + (" desc" if descending else "")
+                    for column, descending in sorted(directed, key=lambda pair: pair[0] == self._constant)
+                )
+                # an index' name is unique in a Postgres schema, but shares one space with tables in SQLite
+                name = f"{self.name}.{index.name}"
+                # spelt as SQLite keeps it, to be compared with what a replica has
+                statement = f"CREATE INDEX {quote(name)} on {quote(self.name)} ({columns})"
+                planned.append(PlannedIndex(name, index.columns, statement))
+        return planned
+
+    @cached_property
+    def shape(self) -> int:
+        """A 63-bit number of everything that `create table` and `create index` depend on, and of the source's types."""
+        content = "\n".join([str(self.digest), self.create_table(self.name), *(i.statement for i in self.indexes)])
+        return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "big") >> 1
+
+    # --- rows ---
+
+    def _bind(self, position: int, parameter: str | None = None) -> str:
+        return self._mappings[position].bind.format(parameter or f"?{position + 1}")
+
+    @cached_property
+    def upsert(self) -> str:
+        """One row, whole: inserted, or put in the place of the row with its key."""
+        count = len(self.relation.columns)
+        names = ", ".join(quote(column.name) for column in self.relation.columns)
+        values = ", ".join(self._bind(position) for position in range(count))
+        insert = f"insert into {quote(self.name)} ({names}) values ({values})"
+        if not self.key:
+            return insert
+        others = [quote(c.name) for c in self.relation.columns if c.name not in self.key]
+        sets = ", ".join(f"{name} = excluded.{name}" for name in others)
+        return f"{insert} on conflict ({', '.join(map(quote, self.key))}) do " + (
+            f"update set {sets}" if sets else "nothing"
+        )
+
+    @cached_property
+    def delete(self) -> str:
+        """By key; parameters are the key's values in the key's order."""
+        match = " and ".join(
+            f"{quote(name)} = {self._bind(position, f'?{number + 1}')}"
+            for number, (name, position) in enumerate(zip(self.key, self._key_positions, strict=True))
+        )
+        return f"delete from {quote(self.name)} where {match}"
+
+    @cached_property
+    def delete_one(self) -> str:
+        """One row equal in every column, for a table without a key; parameters are the whole row."""
+        match = " and ".join(f"{quote(c.name)} is {self._bind(n)}" for n, c in enumerate(self.relation.columns))
+        name = quote(self.name)
+        taken = {column.name.lower() for column in self.relation.columns}
+        rowid = next((alias for alias in ("rowid", "_rowid_", "oid") if alias not in taken), None)
+        if rowid is None:
+            raise SchemaDrift(
+                "A table without a key has columns named rowid, _rowid_ and oid: SQLite cannot name one of its rows",
+                hint="Give the table a primary key, or rename one of these columns.",
+                relation=self.relation.name,
+            )
+        return f"delete from {name} where {rowid} = (select {rowid} from {name} where {match} limit 1)"
+
+    def patch(self, new: Row, old: Row | None) -> tuple[str, list[Any]]:
+        """An update that leaves the values that are UNCHANGED; found by the old row's key, or the new row's.
+
+        The key itself is never unchanged in the sense of missing: Postgres sends it whole.
+        """
+        sets: list[str] = []
+        values: list[Any] = []
+        for position, value in enumerate(new):
+            if value is not UNCHANGED:
+                values.append(value)
+                sets.append(f"{quote(self.relation.columns[position].name)} = {self._bind(position, f'?{len(values)}')}")
+        matches = []
+        for name, position in zip(self.key, self._key_positions, strict=True):
+            values.append((old or new)[position])
+            matches.append(f"{quote(name)} = {self._bind(position, f'?{len(values)}')}")
+        return f"update {quote(self.name)} set {', '.join(sets)} where {' and '.join(matches)}", values
+
+    def key_values(self, row: Row) -> Sequence[Any]:
+        """The key's values, as `delete` takes them."""
+        return [row[position] for position in self._key_positions]

@@ -1,0 +1,466 @@
+"""The applier's loop: log -> replicas of the partitions it owns. One thread; it waits only for the log.
+
+    1 fetch                        4 barrier: all that was written is durable    appliers.barrier
+    2 group by tenant              5 save (and show) the offsets                 appliers.state
+    3 apply, a tenant at a time    6 tell lag and progress
+
+Records for everybody stand between groups: what came before them is applied before them. A tenant whose record cannot
+be applied is quarantined and passed over from there on; the others go on. Anything that is nobody's fault (a full disk,
+a broker that is down) ends `run` with an error to retry, at a state from which a new run goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from appliers import replica as replica_module
+from appliers.apply import Numbered, Replica
+from appliers.barrier import Barrier
+from appliers.catalog import Catalog
+from appliers.checkpoint import Checkpointer
+from appliers.errors import ReplicaCorrupt, ReplicaForeign, TenantError
+from appliers.place import SHARED_FILE, SUFFIX, decode_name, replica_files, replica_path
+from appliers.pool import Pool
+from appliers.position import position_of
+from appliers.replica import Template
+from appliers.state import PartitionState, Quarantined, State
+from appliers.types import As
+from cdc import failpoints
+from cdc.lsn import format_lsn
+from fanout import envelope
+from fanout.envelope import Changes, Close, CopyBegin, CopyEnd, Envelope, Progress, Schema, Truncate
+from fanout.errors import EnvelopeUnknown, LogTrimmed
+from fanout.log.interface import LogReader, Record
+from fanout.tenancy import SHARED_TENANT
+
+log = structlog.get_logger("applier")
+
+_SHARED_KEY = b"\0"
+"""Stands for the shared replica among keys: no tenant id holds a NUL."""
+
+
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the replicas are and how much is done at once."""
+
+    root: Path
+    overrides: Mapping[str, As] = {}
+    warm_replicas: int = 2000
+    batch_records: int = 20_000
+    batch_bytes: int = 32 << 20
+    barrier_interval_s: float = 5.0
+    status_interval_s: float = 1.0
+    checkpoint_pages: int = 1000
+
+
+class WorkerStatus(msgspec.Struct):
+    """What an applier tells about itself, about once a second. Lag is commit in Postgres to commit here, milliseconds."""
+
+    phase: str = "starting"
+    partitions: int = 0
+    rows: int = 0
+    records: int = 0
+    passed_over: int = 0
+    """Records of quarantined tenants."""
+    warm: int = 0
+    quarantined: int = 0
+    lag_p50_ms: float | None = None
+    lag_p99_ms: float | None = None
+    applied_lsn: str = "0/0"
+    """The lowest source position over the partitions."""
+    applied_time_us: int = 0
+    places: list[PartitionState] = []
+    """Where each partition is, not yet durable."""
+
+
+class Worker:
+    """One applier: the replicas of `partitions` under one root."""
+
+    def __init__(
+        self,
+        options: WorkerOptions,
+        reader: LogReader,
+        partitions: Sequence[int],
+        on_status: Callable[[WorkerStatus], None] = lambda _: None,
+    ) -> None:
+        """Takes the partitions for itself. Raises PartitionInUse, StateForeign, LogReplaced, PartitionCountChanged."""
+        self._options = options
+        self._reader = reader
+        self._on_status = on_status
+        self._state = State(options.root, reader.identity, reader.partitions)
+        self._catalog = Catalog(options.overrides)
+        try:
+            self._state.own(partitions)
+            self._state.load_catalog(self._catalog)
+            self._partitions: dict[int, PartitionState] = self._state.partitions(partitions)
+            self._quarantined = self._state.quarantined()
+        except BaseException:
+            self._state.close()  # or its locks would outlive this attempt
+            raise
+        self._templates = {shared: Template(options.root, self._catalog, shared=shared) for shared in (False, True)}
+        self._checkpointer = Checkpointer()
+        self._barrier = Barrier(options.root, reader.wake)
+        self._pool = Pool(options.warm_replicas, self._open_replica, self._closing)
+        self._unfinished: set[str] = set()
+        self._truncates: dict[int, list[tuple[Truncate, int]]] = {}
+        """Partition -> the truncates, with their offsets, of the transaction that is open in it."""
+        self._dirty = False
+        self._untold = False
+        self._at_barrier: dict[int, PartitionState] = {}
+        self._barrier_due = self._status_due = 0.0
+        self._lags: list[float] = []
+        self._decoded: tuple[bytes, Envelope] = (b"", Close(0, 0, 0, 0))
+        self._stopping = False
+        self.status = WorkerStatus(partitions=len(partitions), quarantined=len(self._quarantined))
+
+    def stop(self) -> None:
+        """End `run` after the batch at hand. Safe from a signal handler."""
+        self._stopping = True
+        self._reader.wake()
+
+    def run(self) -> None:
+        """Apply until `stop`. Raises LogError, StorageUnavailable, ApplyError."""
+        options = self._options
+        try:
+            self._reader.assign({p: state.offset for p, state in self._partitions.items()})
+            self.status.phase = "applying"
+            self._report(force=True)
+            while not self._stopping:
+                records = self._reader.fetch(options.batch_records, options.batch_bytes, self._timeout())
+                failpoints.hit("applier.1-fetched")
+                if records:
+                    self._batch(records)
+                self._sync()
+                self._report()
+            self.status.phase = "stopped"
+            self._finish()
+        finally:
+            self._pool.close()
+            self._barrier.close()
+            self._checkpointer.close()
+            self._state.close()
+
+    def _timeout(self) -> float | None:
+        """Seconds until the barrier or a status is due; without news neither is, and the log alone wakes us."""
+        due = [self._barrier_due] if self._dirty and not self._barrier.running else []
+        if self._untold:
+            due.append(self._status_due)
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    # --- 2, 3: a batch ---
+
+    def _batch(self, records: Sequence[Record]) -> None:
+        groups: dict[bytes, list[Record]] = {}
+        progress: dict[int, Progress] = {}
+        reached: dict[int, int] = {}
+        for record in records:
+            reached[record.partition] = record.offset + 1
+            if record.key is not None:
+                group = groups.get(record.key)
+                if group is None:
+                    groups[record.key] = [record]
+                else:
+                    group.append(record)
+                continue
+            body = self._decode(record.value)
+            match body:
+                case Progress():
+                    before = progress.get(record.partition, body)
+                    # a dead relay's late one takes nothing back
+                    if self._is_current(body.generation, record) and _reached(before) <= _reached(body):
+                        progress[record.partition] = body
+                case Schema():
+                    if self._catalog.note_schema(body):
+                        self._state.save_schema(body)
+                case envelope.Catalog(generation, commit_lsn, tables):
+                    if self._catalog.note_facts(generation, commit_lsn, tables):
+                        self._state.save_facts(generation, commit_lsn, tables)
+                case Changes():
+                    groups.setdefault(_SHARED_KEY, []).append(record)
+                case _:
+                    self._apply(groups)
+                    groups = {}
+                    self._for_everybody(body, record)
+        failpoints.hit("applier.2-grouped")
+        self._apply(groups)
+        failpoints.hit("applier.3-applied")
+        for partition, offset in reached.items():
+            self._partitions[partition].offset = offset
+        for partition, said in progress.items():
+            state = self._partitions[partition]
+            if _reached(state) <= _reached(said):
+                state.lsn, state.time_us = said.lsn, said.time_us
+        self.status.records += len(records)
+        self._untold = True
+        if not self._dirty:
+            self._dirty = True
+            self._barrier_due = time.monotonic() + self._options.barrier_interval_s
+
+    def _decode(self, value: bytes) -> Envelope:
+        # a broadcast comes once for each partition, with the same bytes
+        if value != self._decoded[0]:
+            self._decoded = (value, envelope.decode(value))
+        return self._decoded[1]
+
+    def _apply(self, groups: Mapping[bytes, Sequence[Record]]) -> None:
+        for key, records in groups.items():
+            shared = key == _SHARED_KEY
+            tenant = SHARED_TENANT if shared else key.decode()
+            name = "\0" if shared else tenant
+            if name in self._quarantined:
+                self.status.passed_over += len(records)
+                continue
+            numbered = [Numbered(r.partition, r.offset, body) for r in records if (body := self._changes(r)) is not None]
+            if not numbered:
+                continue
+            rows = self._guarded(name, numbered)
+            self.status.rows += rows
+            committed = numbered[-1].body.commit_time_us
+            if committed and rows:
+                self._lags.append(time.time() * 1000 - committed / 1000)
+            failpoints.hit("applier.3-some-applied")
+
+    def _changes(self, record: Record) -> Changes | None:
+        """A record's changes; None when they are of a generation that is over. Raises EnvelopeUnknown, LogTrimmed."""
+        body = self._decode(record.value) if record.key is None else envelope.decode(record.value)
+        if not isinstance(body, Changes):
+            raise EnvelopeUnknown("A tenant's record that holds no changes", offset=record.offset)
+        return body if self._is_current(body.generation, record) else None
+
+    def _is_current(self, generation: int, record: Record) -> bool:
+        """Whether a record belongs to the generation that this partition is in: a dead relay's late ones may not."""
+        present = self._partitions[record.partition].generation
+        if generation > present:
+            raise LogTrimmed(
+                "The log goes on from a first copy that is not in it any more",
+                partition=record.partition,
+                offset=record.offset,
+                generation=generation,
+            )
+        return generation == present
+
+    def _guarded(self, name: str, records: Sequence[Numbered]) -> int:
+        """Apply one tenant's records; when one cannot be, those before it are, and the tenant is quarantined."""
+        ready = self._partitions[records[0].partition].ready
+        try:
+            replica = self._pool.get(name)
+            for body, offset in self._truncates.get(records[0].partition, ()):
+                # a replica that is made in the midst of this transaction; others know them
+                replica.truncate(body, records[0].partition, offset)
+            midway = bool(replica.open_offsets)
+            try:
+                rows = replica.apply(records, ready=ready)
+            except TenantError:
+                if midway:
+                    raise  # what was applied of the open transaction is gone: one by one would find a gap
+                rows, failed = self._one_by_one(replica, records, ready)
+                if failed is not None:
+                    self._quarantine(name, *failed)
+                    return rows
+        except TenantError as error:
+            self._quarantine(name, records[0], error)
+            return 0
+        self._note_unfinished(name, replica)
+        if replica.wal_pages > self._options.checkpoint_pages:
+            self._checkpointer.put(replica.path)
+        return rows
+
+    def _one_by_one(
+        self, replica: Replica, records: Sequence[Numbered], ready: bool
+    ) -> tuple[int, tuple[Numbered, TenantError] | None]:
+        rows = 0
+        for record in records:
+            try:
+                rows += replica.apply([record], ready=ready)
+            except TenantError as error:
+                return rows, (record, error)
+        return rows, None
+
+    def _note_unfinished(self, name: str, replica: Replica) -> None:
+        if replica.open_offsets:
+            self._unfinished.add(name)
+        else:
+            self._unfinished.discard(name)
+
+    def _quarantine(self, name: str, record: Numbered, error: TenantError) -> None:
+        self._pool.discard(name)
+        self._unfinished.discard(name)
+        entry = Quarantined(
+            name,
+            record.partition,
+            record.offset,
+            str(position_of(record.body)),
+            type(error).__name__,
+            error.message,
+            error.hint,
+            time.time_ns() // 1_000_000,
+        )
+        self._state.quarantine(entry)
+        self._quarantined[name] = entry
+        self.status.quarantined = len(self._quarantined)
+        log.error(
+            "tenant quarantined",
+            tenant=name,
+            partition=record.partition,
+            offset=record.offset,
+            error=type(error).__name__,
+            reason=error.message,
+            hint=error.hint,
+        )
+
+    # --- records for everybody ---
+
+    def _for_everybody(self, body: Envelope, record: Record) -> None:
+        partition = self._partitions[record.partition]
+        match body:
+            case Truncate() | Close() if not self._is_current(body.generation, record):
+                pass
+            case Truncate():
+                self._note_truncate(body, record)
+                self._each_replica(record, lambda r: r.truncate(body, record.partition, record.offset))
+            case Close():
+                opened = self._truncates.get(record.partition)
+                if opened and _transaction_of(opened[0][0]) == _transaction_of(body):
+                    del self._truncates[record.partition]
+                self._each_replica(record, lambda r: r.close_transaction(body))
+            case CopyBegin(generation):
+                self._truncates.pop(record.partition, None)
+                if generation > partition.generation:
+                    partition.generation, partition.ready = generation, False
+                    partition.lsn = partition.time_us = 0  # LSNs of two generations do not compare
+                    self._release(record.partition)
+            case CopyEnd(generation, commit_lsn):
+                if generation >= partition.generation:
+                    self._each_replica(record, lambda r: r.finish_copy(generation, commit_lsn))
+                    partition.generation, partition.ready = generation, True
+            case _:
+                raise EnvelopeUnknown("A record for everybody that nobody knows", offset=record.offset)
+
+    def _note_truncate(self, body: Truncate, record: Record) -> None:
+        opened = self._truncates.get(record.partition, [])
+        if opened and _transaction_of(opened[0][0]) != _transaction_of(body):
+            if body.relay < opened[0][0].relay:
+                return  # a dead relay's, late
+            opened = []
+        self._truncates[record.partition] = [*opened, (body, record.offset)]
+
+    def _each_replica(self, record: Record, act: Callable[[Replica], None]) -> None:
+        for name in self._names(record.partition):
+            if name in self._quarantined:
+                continue
+            try:
+                replica = self._pool.get(name)
+                act(replica)
+                self._note_unfinished(name, replica)
+            except TenantError as error:
+                self._quarantine(name, Numbered(record.partition, record.offset, _NOTHING), error)
+
+    def _names(self, partition: int) -> Iterator[str]:
+        """The tenants that have a replica in this partition, and the shared replica."""
+        for path in list(replica_files(self._options.root, partition)):
+            try:
+                name = decode_name(path.name.removesuffix(SUFFIX))
+                tenant = replica_module.tenant_of(path) if name is None else name
+            except (ValueError, ReplicaForeign, ReplicaCorrupt):
+                continue  # no tenant's; or one's whose next record finds out what is wrong with it
+            if tenant is not None:
+                yield tenant
+        if (self._options.root / SHARED_FILE).exists():
+            yield "\0"
+
+    def _release(self, partition: int) -> None:
+        """A new generation copies quarantined tenants afresh, unless their file is what is wrong with them."""
+        for name, entry in list(self._quarantined.items()):
+            if entry.partition == partition and entry.error not in (ReplicaCorrupt.__name__, ReplicaForeign.__name__):
+                del self._quarantined[name]
+                self._state.release(name)
+        self.status.quarantined = len(self._quarantined)
+
+    # --- replicas ---
+
+    def _open_replica(self, name: str) -> Replica:
+        root = self._options.root
+        if name == "\0":
+            return Replica(root / SHARED_FILE, SHARED_TENANT, self._catalog, self._templates[True], shared=True)
+        path = replica_path(root, name, self._reader.partitions)
+        return Replica(path, name, self._catalog, self._templates[False])
+
+    def _closing(self, replica: Replica) -> None:
+        if replica.wal_pages:
+            self._checkpointer.put(replica.path)
+
+    # --- 4, 5, 6 ---
+
+    def _floors(self) -> Iterable[tuple[int, PartitionState]]:
+        """Each partition's state as it may be saved: not past the first chunk of a transaction that is not whole."""
+        opened: dict[int, int] = {}
+        places = [place for name in self._unfinished for place in self._pool.get(name).open_offsets.items()]
+        places += [(partition, truncates[0][1]) for partition, truncates in self._truncates.items()]
+        for partition, offset in places:
+            opened[partition] = min(offset, opened.get(partition, offset))
+        for partition, state in self._partitions.items():
+            offset = min(state.offset, opened.get(partition, state.offset))
+            yield partition, msgspec.structs.replace(state, offset=offset)
+
+    def _sync(self) -> None:
+        done = self._barrier.finished()
+        if done is not None:
+            self._save()
+        if self._dirty and not self._barrier.running and time.monotonic() >= self._barrier_due:
+            self._at_barrier = dict(self._floors())
+            self._dirty = False
+            self._barrier.begin({p: s.offset for p, s in self._at_barrier.items()})
+
+    def _save(self) -> None:
+        self._state.save_partitions(self._at_barrier)
+        self._reader.report({p: s.offset for p, s in self._at_barrier.items() if s.offset >= 0})
+        failpoints.hit("applier.5-committed")
+        failure = self._checkpointer.failure()
+        if failure is not None:
+            raise replica_module.storage_error(failure[1], failure[0])
+
+    def _finish(self) -> None:
+        self._barrier.wait()
+        if self._barrier.finished() is not None:
+            self._save()
+        self._at_barrier = dict(self._floors())
+        self._barrier.begin({p: s.offset for p, s in self._at_barrier.items()})
+        self._barrier.wait()
+        if self._barrier.finished() is not None:
+            self._save()
+        self._report(force=True)
+        log.info("stopped", rows=self.status.rows)
+
+    def _report(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if not force and now < self._status_due:
+            return
+        self._status_due = now + self._options.status_interval_s
+        self._untold = False
+        status = self.status
+        if self._lags:
+            ordered = sorted(self._lags)
+            status.lag_p50_ms = round(ordered[len(ordered) // 2], 3)
+            status.lag_p99_ms = round(ordered[int(len(ordered) * 0.99)], 3)
+            self._lags.clear()
+        status.warm = len(self._pool)
+        slowest = min(self._partitions.values(), key=lambda s: s.lsn, default=None)
+        if slowest is not None:
+            status.applied_lsn, status.applied_time_us = format_lsn(slowest.lsn), slowest.time_us
+        status.places = list(self._partitions.values())
+        self._on_status(status)
+
+
+def _transaction_of(body: Truncate | Close) -> tuple[int, int, int]:
+    return body.generation, body.commit_lsn, body.relay
+
+
+def _reached(at: Progress | PartitionState) -> tuple[int, int]:
+    return at.generation, at.lsn
+
+
+_NOTHING = Changes(0, 0, 0, True, 0, 0, 0, [])

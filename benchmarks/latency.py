@@ -1,0 +1,193 @@
+"""Commit acknowledged -> row read from the tenant's replica, at a steady rate, everything on this machine.
+
+An application commits transactions of two rows (an update and an insert) at an even pace over 1,000 tenants; every other
+one is of a tenant that is watched. Replicas are warm: each tenant had rows before, which came the same way. What the
+two processes at the ends cost is told beside what the product costs.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import psycopg
+
+from benchmarks import workload
+from benchmarks.end_to_end import open_replica
+from benchmarks.latency_sides import Watched, WatchRequest, WriteRequest, Written
+from benchmarks.pipeline import Pipeline
+from benchmarks.report import Measurement, Report
+from benchmarks.workspace import Workspace
+
+PART: Final = "latency"
+_DATABASE: Final = "bench_latency"
+"""Also the name of its slot."""
+_TENANTS: Final = [f"t{number:04}" for number in range(workload.TENANTS)]
+_WATCHED: Final = [f"watched-{number}" for number in range(8)]
+_PRODUCTS: Final = 20
+_LATE_S: Final = 0.05
+_PATIENCE_S: Final = 60.0
+_WARM_UP_S: Final = 20.0
+"""Or as long as the measurement, when that is shorter. A broker that has just started needs it."""
+
+_SCHEMA: Final = """
+create table products (
+  tenant_id text not null, id bigint not null, name text not null, description text not null,
+  price numeric(10, 2) not null, quantity integer not null, active boolean not null, updated_at timestamptz not null,
+  primary key (tenant_id, id)
+);
+create table requests (tenant_id text not null, seq bigint not null, primary key (tenant_id, seq));
+create publication bench for table products, requests;
+"""
+_FIRST_ROWS: Final = """
+with t as (select unnest(%(tenants)s::text[]) tenant), p as (
+  insert into products select tenant, n, 'product ' || n, repeat(md5(n::text), 4), n, n, true, clock_timestamp()
+  from t, generate_series(1, %(products)s) n
+) insert into requests select tenant, -1 from t
+"""
+
+
+def run(workspace: Workspace, report: Report, rate: float, seconds: float, logs: list[str], appliers: int) -> None:
+    """Everything that this part measures."""
+    for kind in logs:
+        report.measurements.append(_measured(workspace, report, kind, rate, seconds, appliers))
+    runs = report.of(PART)
+    for measured in runs:
+        visible = measured.more["visible after acknowledgement, ms"]
+        report.figures |= {f"latency {measured.contender} {name}": value for name, value in visible.items()}
+    names = ("p50", "p90", "p99", "p99.9", "max")
+    report.table(
+        f"Latency at {rate:,.0f} transactions/s of 2 rows for {seconds:.0f} s: commit acknowledged -> visible, ms",
+        ("log", "samples", *names, "from sending: p50", "p99", "resolution"),
+        [
+            (
+                m.contender,
+                f"{m.more['samples']:,}",
+                *(f"{m.more['visible after acknowledgement, ms'][name]:.2f}" for name in names),
+                *(f"{m.more['visible after sending, ms'][name]:.2f}" for name in ("p50", "p99")),
+                f"{m.more['watcher round p50, ms']:.2f}",
+            )
+            for m in runs
+        ],
+    )
+    processes = list(dict.fromkeys(name for m in runs for name in m.cpu_s))
+    report.table(
+        "Cores kept busy meanwhile",
+        ("log", *processes, "others"),
+        [(m.contender, *(f"{m.cpu_s.get(p, 0.0) / m.seconds:.2f}" for p in processes), f"{m.others:.2f}") for m in runs],
+    )
+
+
+def _measured(workspace: Workspace, report: Report, kind: str, rate: float, seconds: float, appliers: int) -> Measurement:
+    dsn = workspace.server.dsn(_DATABASE)
+    _make_database(workspace, dsn)
+    warm_up = min(_WARM_UP_S, seconds)
+    with Pipeline(workspace, dsn, _DATABASE, kind, appliers) as pipeline:
+        pipeline.start_appliers()
+        pipeline.start_relay()
+        pipeline.wait_until(lambda: _complete(pipeline.replicas), 120.0, 0.2)
+        before = pipeline.usage()
+        written, seen = _drive(dsn, pipeline.replicas, rate, warm_up + seconds)
+        after = pipeline.usage()
+        peaks = pipeline.peak_rss_mib()
+    workspace.drop_slot(_DATABASE)
+    if missing := len(written.acknowledged.keys() - seen.seen.keys()):
+        report.note(f"{kind}: {missing} transactions were never seen in their replica")
+    if written.late_s > _LATE_S:
+        report.note(f"{kind}: the application was late by up to {written.late_s * 1000:.0f} ms against its pace")
+    ends = written.cpu_s + seen.cpu_s
+    first = min(written.sent.values()) + warm_up
+    numbers = [number for number, at in written.sent.items() if at >= first and number in seen.seen]
+    return Measurement(
+        part=PART,
+        contender=kind,
+        rows=2 * written.transactions,
+        seconds=after.at - before.at,
+        cpu_s=after.since(before) | {"application": written.cpu_s, "watcher": seen.cpu_s},
+        peak_rss_mib=peaks,
+        others=max(0.0, after.others_since(before) - ends / (after.at - before.at)),
+        more={
+            "samples": len(numbers),
+            "missing": missing,
+            "transactions/s": written.transactions / written.seconds,
+            "late, ms": written.late_s * 1000,
+            "watcher round p50, ms": seen.round_p50_s * 1000,
+            "watcher round p99, ms": seen.round_p99_s * 1000,
+            "commit, ms": _quantiles([written.acknowledged[n] - written.sent[n] for n in numbers]),
+            "visible after acknowledgement, ms": _quantiles([seen.seen[n] - written.acknowledged[n] for n in numbers]),
+            "visible after sending, ms": _quantiles([seen.seen[n] - written.sent[n] for n in numbers]),
+        },
+    )
+
+
+def _make_database(workspace: Workspace, dsn: str) -> None:
+    workload.create_database(workspace.admin, _DATABASE)
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(_SCHEMA)
+        conn.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (_DATABASE,))
+        conn.execute(_FIRST_ROWS, {"tenants": [*_TENANTS, *_WATCHED], "products": _PRODUCTS})
+        conn.execute("checkpoint")
+
+
+def _drive(dsn: str, replicas: Path, rate: float, seconds: float) -> tuple[Written, Watched]:
+    """Both sides at once, the reader first."""
+    with _started("watch", WatchRequest(str(replicas), _WATCHED, seconds + _PATIENCE_S)) as watcher:
+        assert watcher.stderr is not None
+        if watcher.stderr.readline() != b"ready\n":
+            raise RuntimeError(f"the watcher ended:\n{watcher.stderr.read().decode()[-4000:]}")
+        with _started("write", WriteRequest(dsn, rate, seconds, _WATCHED, _TENANTS, _PRODUCTS)) as writer:
+            written = msgspec.json.decode(_output(writer), type=Written)
+        return written, msgspec.json.decode(_output(watcher), type=Watched)
+
+
+def _complete(replicas: Path) -> bool:
+    """Whether every tenant's replica holds its first rows."""
+
+    paths = list(replicas.glob("*/*.db"))
+    if len(paths) < len(_TENANTS) + len(_WATCHED):
+        return False
+    for path in paths:
+        conn = open_replica(path)
+        try:
+            if not conn.execute("select exists (select 1 from sqlite_schema where name = 'requests')").get:
+                return False
+            if not conn.execute("select exists (select 1 from requests)").get:
+                return False
+        finally:
+            conn.close()
+    return True
+
+
+def _started(side: str, request: WriteRequest | WatchRequest) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.latency_sides", side],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert process.stdin is not None
+    process.stdin.write(msgspec.json.encode(request))
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def _output(process: subprocess.Popen[bytes]) -> bytes:
+    output, errors = process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError(f"a side of the measurement ended with {process.returncode}:\n{errors.decode()[-4000:]}")
+    return output
+
+
+def _quantiles(seconds: list[float]) -> dict[str, float]:
+    """Milliseconds, by name."""
+    ordered = sorted(seconds)
+
+    def at(share: float) -> float:
+        return round(ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000, 3)
+
+    return {"min": at(0), "p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "p99.9": at(0.999), "max": at(1.0)}

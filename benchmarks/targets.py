@@ -1,0 +1,87 @@
+"""What the project set out to reach, what was reached, and what peers reach: the last table.
+
+The peers' numbers were measured beforehand, each with a rig of its own on the same kind of machine (2 cores of an AMD
+EPYC, 24 GiB, everything on it), not in this run; docs/benchmarks.md says how. They are no part of a run's figures.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple
+
+from benchmarks.report import Report
+
+
+class Peer(NamedTuple):
+    """A number of someone else's, in the target's unit."""
+
+    name: str
+    value: float
+
+
+class Target(NamedTuple):
+    """`figure` is a name in `Report.figures`."""
+
+    figure: str
+    what: str
+    unit: str
+    sense: Literal[">=", "<="]
+    goal: float
+    peer: Peer | None = None
+
+
+DEBEZIUM_RATE: Final = Peer("Debezium to Kafka", 38_742)
+DEBEZIUM_CPU: Final = Peer("Debezium to Kafka", 49.4)
+DEBEZIUM_P50: Final = Peer("Debezium to Kafka", 2.1)
+DEBEZIUM_P99: Final = Peer("Debezium to Kafka", 4.1)
+ZERO_RATE: Final = Peer("zero-cache, one SQLite", 3_060)
+ZERO_P50: Final = Peer("zero-cache, one SQLite, 200/s", 2.28)
+ZERO_P99: Final = Peer("zero-cache, one SQLite, 200/s", 9.6)
+
+TARGETS: Final = (
+    Target("relay null / pg_recvlogical", "relay, null log, beside pg_recvlogical", "x", ">=", 1.0),
+    Target("relay null us/row", "relay, null log: its CPU", "us/row", "<=", 6.0),
+    Target("relay kafka us/row", "relay into Kafka: its CPU", "us/row", "<=", 8.0),
+    Target("applier rows/s", "applier alone, one core, warm", "rows/s", ">=", 150_000),
+    Target("end to end embedded rows/s", "end to end, embedded log", "rows/s", ">=", 80_000, ZERO_RATE),
+    Target("end to end kafka rows/s", "end to end, Kafka", "rows/s", ">=", 70_000, DEBEZIUM_RATE),
+    Target("end to end embedded CPU s/M", "end to end, embedded log: all CPU", "s/M rows", "<=", 20.0, DEBEZIUM_CPU),
+    Target("end to end kafka CPU s/M", "end to end, Kafka: all CPU", "s/M rows", "<=", 20.0, DEBEZIUM_CPU),
+    Target("latency embedded p50", "commit to visible, embedded log: p50", "ms", "<=", 2.5, ZERO_P50),
+    Target("latency embedded p99", "commit to visible, embedded log: p99", "ms", "<=", 9.0, ZERO_P99),
+    Target("latency kafka p50", "commit to visible, Kafka: p50", "ms", "<=", 5.0, DEBEZIUM_P50),
+    Target("latency kafka p99", "commit to visible, Kafka: p99", "ms", "<=", 15.0, DEBEZIUM_P99),
+    Target("relay RSS MiB", "relay: peak memory, over all logs", "MiB", "<=", 150),
+    Target("applier RSS MiB", "applier, 1,000 warm tenants: peak memory", "MiB", "<=", 300),
+)
+
+
+def table(report: Report) -> None:
+    """Print those targets that this run measured."""
+    rows = []
+    for target in TARGETS:
+        reached = report.figures.get(target.figure)
+        if reached is None:
+            continue
+        met = reached >= target.goal if target.sense == ">=" else reached <= target.goal
+        rows.append(
+            (
+                target.what,
+                f"{target.sense} {_number(target.goal)} {target.unit}",
+                _number(reached),
+                "yes" if met else "NO",
+                *_beside(target, reached),
+            )
+        )
+    if rows:
+        report.table("Targets", ("", "target", "reached", "met", "peer", "peer's", "better by"), rows)
+
+
+def _beside(target: Target, reached: float) -> tuple[str, str, str]:
+    if target.peer is None:
+        return "", "", ""
+    ratio = reached / target.peer.value if target.sense == ">=" else target.peer.value / reached
+    return target.peer.name, _number(target.peer.value), f"{ratio:.2f} x"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"

@@ -1,0 +1,44 @@
+"""Named points at which a fault test ends the process as SIGKILL would: nothing is flushed, closed or caught.
+
+`HEADRACE_FAILPOINT=relay.4-appended:3` kills at the third hit of that name. The names carry the step numbers of the
+crash table in docs/architecture.md. Without the variable a hit costs one comparison.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Final
+
+NAMES: Final = (
+    "relay.1-read",
+    "relay.2-assembled",
+    "relay.3-routed",
+    "relay.4-appended",
+    "relay.5-durable",
+    "relay.6-confirmed",
+    "relay.copy-begun",
+    "relay.copy-slot-made",
+    "relay.copy-rows",
+    "relay.copy-ended",
+    "applier.1-fetched",
+    "applier.2-grouped",
+    "applier.3-before-commit",
+    "applier.3-some-applied",
+    "applier.3-applied",
+    "applier.4-synced",
+    "applier.5-committed",
+)
+
+_name, _, _count = os.environ.get("HEADRACE_FAILPOINT", "").partition(":")
+_left = int(_count or 1)
+
+
+def hit(name: str) -> None:
+    """End the process here when this point is armed and its count has come."""
+    global _left  # noqa: PLW0603 - one process, one armed point
+    if _name != name:
+        return
+    _left -= 1
+    if _left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)

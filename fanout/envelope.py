@@ -1,0 +1,201 @@
+"""The wire contract between relay and appliers: what a record of the log holds. Version 1, described in docs/wire-format.md.
+
+A record's value is one byte, the version (1), followed by one MessagePack array whose first element is the kind.
+Golden bytes are pinned in tests/fanout/test_envelope.py: a change that breaks them is a new version, never an edit.
+
+    key = tenant id    Changes                       one tenant's part of one transaction, or of the first copy
+    key = null         Changes                       rows of shared tables
+    key = null         Schema Catalog Truncate Close for every tenant, in commit order
+    key = null         Progress CopyBegin CopyEnd    how far the source is
+
+Order and identity are `Position`: (generation, commit_lsn, chunk). A transaction of several records for one tenant
+numbers them from chunk 0; only the last has `last = true`, and nothing of it is shown before. A resend may cut it at
+other places, so the position of a whole transaction has chunk 0, whatever the number of its last record, and half of a
+transaction is continued only by records of the same `relay`: the number of a run of the relay, growing from run to run.
+
+Records of the first copy stand each for itself. They carry the slot's consistent point as commit_lsn and chunks below
+zero, so that whatever is streamed at that LSN still comes after them.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from typing import Final, NamedTuple, TypeAlias
+
+import msgspec
+
+from cdc.catalog import TableFacts
+from cdc.lsn import format_lsn
+from cdc.pgoutput import Row
+from cdc.relation import Relation
+from fanout.errors import EnvelopeUnknown
+
+VERSION: Final = 1
+
+FIRST_COPY_CHUNK: Final = -(1 << 40)
+
+
+class Position(NamedTuple):
+    """Where a record stands in the history of the source. Compares as a tuple; never across systems, which is what the
+    generation is for. `chunk` is 0 for whatever was streamed, below 0 for the first copy."""
+
+    generation: int
+    commit_lsn: int
+    chunk: int
+
+    def __str__(self) -> str:
+        return f"{self.generation}:{format_lsn(self.commit_lsn)}:{self.chunk}"
+
+
+START: Final = Position(0, 0, FIRST_COPY_CHUNK)
+
+
+class Op(enum.IntEnum):
+    """What a run does with its rows. A row is one value a column: text, null, or 0 for "unchanged, keep what you have".
+
+    UPSERT    rows: [new, ...]       inserts, and updates that leave the identity as it is; no unchanged values
+    PATCH     rows: [new, ...]       updates that leave the identity as it is and some values unchanged
+    REKEY     rows: [old, new, ...]  pairs: an update that changed the identity, or any update under identity FULL
+    DELETE    rows: [old, ...]       under a key identity, null in every column outside the key
+    TRUNCATE  rows: []               this tenant's table is empty now: the source table is this tenant's alone, or shared
+    """
+
+    UPSERT = 0
+    PATCH = 1
+    REKEY = 2
+    DELETE = 3
+    TRUNCATE = 4
+
+
+class Run(msgspec.Struct, array_like=True, gc=False):
+    """Consecutive changes of one kind to one table, in stream order. `schema` is the digest of a Schema record before it.
+
+    `full`: the old rows are whole (replica identity FULL), not keys.
+    """
+
+    op: Op
+    schema: int
+    full: bool
+    rows: list[Row]
+
+
+class Changes(msgspec.Struct, array_like=True, tag=1, gc=False):
+    """Rows at one position. `commit_time_us`: Unix microseconds; 0 in the first copy, as is `xid`."""
+
+    generation: int
+    commit_lsn: int
+    chunk: int
+    last: bool
+    relay: int
+    xid: int
+    commit_time_us: int
+    runs: list[Run]
+
+
+class Schema(msgspec.Struct, array_like=True, tag=2, frozen=True):
+    """What rows that name this digest look like. Repeated freely: equal content has the equal digest.
+
+    `name`: the table's name in a replica. `tenants`, `shared`: whose replicas have the table. `tenant_column`: holds one
+    and the same value in a replica; empty when the tenant is not a column.
+    """
+
+    generation: int
+    commit_lsn: int
+    digest: int
+    relation: Relation
+    name: str
+    tenants: bool
+    shared: bool
+    tenant_column: str
+
+
+class Catalog(msgspec.Struct, array_like=True, tag=3):
+    """The facts of every published table, as of this place in the stream."""
+
+    generation: int
+    commit_lsn: int
+    tables: list[TableFacts]
+
+
+class Truncate(msgspec.Struct, array_like=True, tag=4):
+    """These tables are empty now, for every tenant. A part of its transaction, which a Close ends.
+
+    `number`: from 1, among the transaction's truncates."""
+
+    generation: int
+    commit_lsn: int
+    number: int
+    relay: int
+    xid: int
+    commit_time_us: int
+    schemas: list[int]
+
+
+class Progress(msgspec.Struct, array_like=True, tag=5):
+    """Everything that committed before `lsn` is in the log before this record. Written before Postgres is told `lsn`."""
+
+    generation: int
+    lsn: int
+    relay: int
+    time_us: int
+    system_id: str
+    timeline: int
+    slot: str
+
+
+class CopyBegin(msgspec.Struct, array_like=True, tag=6):
+    """A first copy starts: replicas of an older generation are no longer continued. Written before the slot is made."""
+
+    generation: int
+    relay: int
+    system_id: str
+    timeline: int
+    slot: str
+
+
+class CopyEnd(msgspec.Struct, array_like=True, tag=7):
+    """The copy is whole: a tenant that had no record in this generation has no rows."""
+
+    generation: int
+    commit_lsn: int
+    relay: int
+    rows: int
+
+
+class Close(msgspec.Struct, array_like=True, tag=8):
+    """The end, for every tenant, of a transaction that held a Truncate."""
+
+    generation: int
+    commit_lsn: int
+    relay: int
+    commit_time_us: int
+
+
+Envelope: TypeAlias = Changes | Schema | Catalog | Truncate | Progress | CopyBegin | CopyEnd | Close
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Envelope)
+_PREFIX = bytes([VERSION])
+
+
+def encode(envelope: Envelope) -> bytes:
+    """Envelope -> a record's value."""
+    return _PREFIX + _encoder.encode(envelope)
+
+
+def decode(value: bytes) -> Envelope:
+    """A record's value -> Envelope. Raises EnvelopeUnknown for another version or a broken body."""
+    if value[:1] != _PREFIX:
+        raise EnvelopeUnknown("A record of an unknown envelope version", version=value[0] if value else None)
+    try:
+        body: Envelope = _decoder.decode(memoryview(value)[1:])
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise EnvelopeUnknown("A record that does not decode", hint="The log is damaged, or not Headrace's.") from error
+    return body
+
+
+def digest_of(relation: Relation, name: str) -> int:
+    """The 63-bit number that names this shape of a table: equal content, equal number, in every run of every relay."""
+    content = _encoder.encode((relation, name))
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1

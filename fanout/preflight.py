@@ -1,0 +1,230 @@
+"""Whether tables and tenancy rules fit each other, before the first row flows. Pure; two callers:
+
+    headrace check    table_findings: everything that is wrong or risky, with the exact fix
+    relay             require_fit: refuses to start where a row could not be routed
+
+Why at the start: what an old row carries is decided when Postgres writes the WAL. A DELETE that was written without its
+tenant cannot be routed by any later correction, and stops the relay until a new generation (cases.md T18, T30).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+
+from cdc.inspection import Table, UniqueKey
+from cdc.preflight import Finding, error, identifier, ok, warning
+from cdc.relation import Column, Relation, ReplicaIdentity
+from fanout.errors import IdentityUnfit, RouteError
+from fanout.tenancy import ByColumn, Fixed, Ignored, Route, Rule, Tenancy, is_reserved, replica_table
+
+_LONGEST_NAME = 63
+
+
+def require_fit(tenancy: Tenancy, tables: Iterable[Table]) -> None:
+    """Every row of the published ones of these tables, old ones too, will tell its tenant. Raises RouteError and its
+    subclasses."""
+    for table in tables:
+        if not table.published or isinstance(_route(table, tenancy), Ignored):
+            continue
+        tenant = tenant_column(table, tenancy)
+        if misfit := _misfits(table, tenant):
+            raise IdentityUnfit(misfit, hint=" ".join(identity_statements(table, tenant)), relation=table.name)
+
+
+def wanted_tables(tenancy: Tenancy, tables: Iterable[Table]) -> list[Table]:
+    """The tables whose rows the rules ask for: what the publication is to hold. An extension's only when it holds them."""
+    return [
+        table
+        for table in tables
+        if (rule := tenancy.rule_for(table.schema, table.table)) is not None
+        and not rule.ignore
+        and (table.published or not (table.is_partition or table.of_extension))
+    ]
+
+
+def identity_statements(table: Table, tenant: str | None) -> list[str]:
+    """SQL after which old rows of the table carry its key and, unless None, the column `tenant`; empty when they do.
+
+    A unique index is preferred, as the WAL then grows by its columns only; else FULL. Leaf partitions are altered one
+    by one: Postgres writes old rows as the leaf says and describes them as the root says, so both must be the same.
+    """
+    if not _misfits(table, tenant):
+        return []
+    chosen = None if table.partitioned else _best_key(table, tenant)
+    name = identifier(table.schema, table.table)
+    if chosen is not None:
+        if chosen.primary:
+            return [f"alter table {name} replica identity default;"]
+        return [f"alter table {name} replica identity using index {identifier(chosen.index)};"]
+    if tenant is not None and tenant in table.not_null and table.keys and not table.partitioned:
+        columns = (tenant, *min(table.keys, key=lambda key: (not key.primary, len(key.columns))).columns)
+        index = _index_name(table.table, columns)
+        return [
+            f"create unique index concurrently {identifier(index)} on {name} ({', '.join(map(identifier, columns))});",
+            f"alter table {name} replica identity using index {identifier(index)};",
+        ]
+    parts = [table, *table.partitions]
+    return [f"alter table {identifier(part.schema, part.table)} replica identity full;" for part in parts]
+
+
+def table_findings(rules: Sequence[Rule], tables: Sequence[Table]) -> list[Finding]:
+    """Every rule on the tables: those that are published, those that ought to be, and how they meet in a replica."""
+    tenancy = Tenancy(rules)
+    findings = [*_unmatched(tenancy, tables), *_idle_rules(tenancy, rules, tables)]
+    wanted = wanted_tables(tenancy, tables)
+    for table in wanted:
+        findings += _table(table, tenancy)
+    return [*findings, *_collisions([pair for table in wanted if (pair := _routed(table, tenancy))])]
+
+
+def tenant_column(table: Table, tenancy: Tenancy) -> str | None:
+    """The column that holds the tenant of the table's rows; None where rows need not tell it."""
+    rule = tenancy.rule_for(table.schema, table.table)
+    return rule.column if rule is not None and rule.column else None
+
+
+def _table(table: Table, tenancy: Tenancy) -> Iterator[Finding]:
+    name = identifier(table.schema, table.table)
+    check = f"table {table.name}"
+    bad = False
+    if not table.published:
+        bad = True
+        yield warning(check, "A tenancy rule asks for it, but it is not in the publication", "headrace setup")
+    tenant = tenant_column(table, tenancy)
+    if tenant is not None and tenant not in table.columns:
+        fix = f"Correct `column` in its `[[tenancy]]` rule; the table has {', '.join(table.columns)}."
+        yield error(check, f"It has no column {tenant}", fix)
+        return
+    if unsent := _unsent(table, tenant):
+        bad = True
+        fix = (
+            f"Take the column list of {name} out of the publication, or extend it. Generated columns are sent from "
+            "PostgreSQL 18 on: `alter publication ... set (publish_generated_columns = stored);`"
+        )
+        yield error(check, f"The publication does not send {', '.join(unsent)}", fix)
+    if misfit := _misfits(table, tenant):
+        bad = True
+        yield error(check, misfit, " ".join(identity_statements(table, tenant)))
+    elif table.partitioned and table.identity is not ReplicaIdentity.DEFAULT:
+        bad = True
+        fix = (
+            "alter table ... replica identity full; -- for each, before its first row; or have the tenant in the primary key"
+        )
+        yield warning(check, "Partitions that are made later do not get the table's replica identity by themselves", fix)
+    rule = tenancy.rule_for(table.schema, table.table)
+    if rule is not None and tenant is not None and tenant not in table.not_null and rule.on_null == "stop":
+        bad = True
+        yield warning(
+            check,
+            f"{tenant} may be NULL, and the first row that is stops the relay",
+            f"alter table {name} alter column {identifier(tenant)} set not null; "
+            '-- or `on_null = "skip"` or "shared" in its rule',
+        )
+    folded = [column.lower() for column in table.columns]
+    if len(set(folded)) < len(folded):
+        bad = True
+        twice = sorted({column for column in table.columns if folded.count(column.lower()) > 1})
+        fix = f"Rename one of them: `alter table {name} rename column {identifier(twice[0])} to ...;`"
+        yield error(check, f"Columns that differ by case alone, which SQLite does not tell apart: {', '.join(twice)}", fix)
+    if not bad:
+        kind = table.identity.name.lower()
+        yield ok(check, f"tenant in {tenant}, identity {kind}" if tenant else f"identity {kind}")
+
+
+def _unsent(table: Table, tenant: str | None) -> list[str]:
+    """Columns without which old or new rows cannot be placed, and which the publication does not send."""
+    identity = () if table.identity is ReplicaIdentity.FULL else table.identity_columns
+    needed = {*identity, *([tenant] if tenant is not None else [])}
+    return sorted(needed.difference(table.published_columns)) if table.published else []
+
+
+def _misfits(table: Table, tenant: str | None) -> str:
+    """What is wrong with the table's replica identity, or with that of a partition; empty when nothing is."""
+    for part in (table, *table.partitions):
+        where = "" if part is table else f"Partition {part.name}: "
+        if not part.identity_columns:
+            return f"{where}No usable replica identity: once published, Postgres refuses the application's UPDATE and DELETE"
+        if tenant is not None and tenant not in part.identity_columns:
+            return f"{where}A DELETE would not tell its tenant: {tenant} is not in the replica identity"
+        if part.identity is not table.identity or set(part.identity_columns) != set(table.identity_columns):
+            return f"{where}Its replica identity differs from that of {table.name}, as which its rows are sent"
+    return ""
+
+
+def _best_key(table: Table, tenant: str | None) -> UniqueKey | None:
+    usable = [key for key in table.keys if tenant is None or tenant in key.columns]
+    return min(usable, key=lambda key: (not key.primary, len(key.columns), key.index), default=None)
+
+
+def _index_name(table: str, columns: tuple[str, ...]) -> str:
+    name = "_".join((table, *columns, "identity"))
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    return f"headrace_identity_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def _unmatched(tenancy: Tenancy, tables: Iterable[Table]) -> Iterator[Finding]:
+    for table in tables:
+        if table.published and tenancy.rule_for(table.schema, table.table) is None:
+            yield error(
+                f"table {table.name}",
+                "It is published, but no tenancy rule says whose its rows are: the relay does not start",
+                f'Add `[[tenancy]] table = "{table.name}"` with column, schema, shared or ignore.',
+            )
+
+
+def _idle_rules(tenancy: Tenancy, rules: Iterable[Rule], tables: Sequence[Table]) -> Iterator[Finding]:
+    for rule in rules:
+        if not any(tenancy.rule_for(table.schema, table.table) is rule for table in tables):
+            fix = "Correct `table`, a pattern of `schema.table`, or move the rule before the one that takes its tables."
+            yield warning("tenancy", f"The rule for {rule.table} decides about no table", fix)
+
+
+def _route(table: Table, tenancy: Tenancy) -> Route:
+    """Raises RouteError, TenantColumnMissing."""
+    sent = table.published_columns if table.published else table.columns
+    columns = tuple(Column(name, 0, "", -1, key=False) for name in sent)
+    return tenancy.route(Relation(0, table.schema, table.table, table.identity, columns))
+
+
+def _routed(table: Table, tenancy: Tenancy) -> tuple[Table, Route] | None:
+    try:
+        return table, _route(table, tenancy)
+    except RouteError:  # the finding about this table says it
+        return None
+
+
+def _collisions(tables: Sequence[tuple[Table, Route]]) -> Iterator[Finding]:
+    """Two tables that would be one in some replica. SQLite folds the case of ASCII."""
+    seen: dict[str, list[tuple[Table, Route]]] = {}
+    for table, route in tables:
+        name = replica_table(Relation(0, table.schema, table.table, table.identity, ()), route)
+        check = f"table {table.name}"
+        if is_reserved(name):
+            fix = "Rename the table, or give it a rule with `ignore = true`."
+            yield error(check, f"A replica cannot have a table {name}: SQLite or Headrace keeps that name", fix)
+        for other, its_route in seen.setdefault(name.lower(), []):
+            if _meet(route, its_route):
+                fix = "Rename one of them, or give one a rule with `ignore = true`."
+                yield error(check, f"In a replica it and {other.name} would both be {name}", fix)
+                break
+        seen[name.lower()].append((table, route))
+
+
+def _meet(one: Route, other: Route) -> bool:
+    """Whether some replica has tables of both routes."""
+    if isinstance(one, Fixed) and isinstance(other, Fixed):
+        return one.tenant == other.tenant
+    return bool(_places(one) & _places(other))
+
+
+def _places(route: Route) -> set[str]:
+    match route:
+        case ByColumn(_, "shared"):
+            return {"tenants", "shared"}
+        case ByColumn() | Fixed():
+            return {"tenants"}
+        case Ignored():
+            return set()
+    return {"shared"}

@@ -1,0 +1,369 @@
+"""The relay: Postgres' slot -> the log. The only module that sees every stage; it holds no rule of its own.
+
+    1 read frames        cdc.stream          4 append to the log          fanout.log
+    2 assemble           cdc.transaction     5 all appends durable        fanout.log (marks)
+    3 route by tenant    fanout.router       6 confirm the LSN            cdc.feedback
+
+A crash after any step is an ordinary start (`fanout.resume`): what was not confirmed is sent again, and what was
+appended twice is dropped by position. The order that makes it so: a Progress record for an LSN is durable in every
+partition before Postgres is told that LSN, so the log always knows at least as much as the slot has forgotten.
+
+One thread. It waits on the replication socket, the log's wake-up and the stop signal, never on a full log alone:
+feedback goes out on time while the log takes nothing (cases.md T12).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import psycopg
+import structlog
+
+from cdc import catalog, failpoints
+from cdc.connection import connect, connect_replication, translated
+from cdc.copy import copy_tables
+from cdc.errors import SlotInUse
+from cdc.feedback import Feedback
+from cdc.inspection import read_tables
+from cdc.lsn import Lsn, format_lsn
+from cdc.publication import PublishedTable, published_tables, require_publication
+from cdc.slot import SystemIdentity, create_slot, drop_slot, identify_system, inspect_slot
+from cdc.stream import ReplicationStream
+from cdc.transaction import Assembler
+from fanout import envelope
+from fanout.envelope import FIRST_COPY_CHUNK, CopyBegin, CopyEnd, Progress
+from fanout.log.interface import LogReader, LogWriter
+from fanout.preflight import require_fit
+from fanout.resume import Fresh, Start, decide, read_tail
+from fanout.router import Routed, Router
+from fanout.tenancy import Tenancy
+
+log = structlog.get_logger("relay")
+
+
+class RelayStatus(msgspec.Struct):
+    """What the relay tells about itself, about once a second."""
+
+    phase: str = "starting"
+    generation: int = 0
+    received_lsn: str = "0/0"
+    appended_lsn: str = "0/0"
+    durable_lsn: str = "0/0"
+    transactions: int = 0
+    rows: int = 0
+    skipped_rows: int = 0
+    records: int = 0
+    copied_rows: int = 0
+    copy_rows_estimate: int = 0
+    commit_time_us: int = 0
+
+
+class RelayOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What to read and how often to confirm."""
+
+    dsn: str
+    slot: str
+    publication: str
+    new_generation: bool = False
+    copy_workers: int = 2
+    slot_timeout_s: float = 60.0
+    progress_interval_s: float = 1.0
+    read_bytes: int = 1 << 20
+    commit_bytes: int = 16 << 20
+    part_bytes: int = 1 << 20
+
+
+class Relay:
+    """One run of the relay: from the decision where to start until `stop`, or an error."""
+
+    def __init__(
+        self,
+        options: RelayOptions,
+        tenancy: Tenancy,
+        writer: LogWriter,
+        reader: LogReader,
+        on_status: Callable[[RelayStatus], None] = lambda _: None,
+    ) -> None:
+        self._options = options
+        self._tenancy = tenancy
+        self._writer = writer
+        self._reader = reader
+        self._on_status = on_status
+        self._stop_read, self._stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stopping = False
+        self._relay = time.time_ns() // 1000
+        self.status = RelayStatus()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self._stop_read)
+        os.close(self._stop_write)
+
+    def stop(self) -> None:
+        """End `run` after what was read is durable and confirmed. Safe from a signal handler."""
+        self._stopping = True
+        os.write(self._stop_write, b"\0")
+
+    def run(self) -> None:
+        """Copy if needed, then stream until `stop`. Raises SourceError, DecodeError, RouteError, LogError."""
+        options = self._options
+        with (
+            connect(options.dsn, application_name="headrace-relay") as control,
+            # psycopg's own `with` would try to roll back, which a stream does not understand
+            closing(connect_replication(options.dsn, application_name="headrace-relay")) as replication,
+        ):
+            self._lock(control)
+            system = identify_system(replication)
+            require_publication(control, options.publication)
+            require_fit(self._tenancy, read_tables(control, options.publication))
+            state = read_tail(self._reader)
+            self._relay = max(self._relay, state.relay + 1)
+            slot = inspect_slot(control, options.slot)
+            start = decide(state, slot, system, new_generation=options.new_generation)
+            self.status.generation = start.generation
+            router = Router(self._tenancy, self._writer.partitions, start.generation, self._relay)
+            try:
+                confirmed = self._begin(start, control, replication, router, system)
+            except _StopNow:
+                log.info("stopped within the first copy, which starts over", generation=start.generation)
+                return
+            if not self._stopping:
+                catalog.emit_facts(control, options.publication)
+                self._stream(replication, router, system, Feedback(confirmed))
+
+    def _lock(self, control: psycopg.Connection[Any]) -> None:
+        """One relay a slot, also while the slot is not being read: during the copy."""
+        with translated(self._options.slot):
+            row = control.execute(
+                "select pg_try_advisory_lock(hashtextextended('headrace:' || %s, 0))", (self._options.slot,)
+            ).fetchone()
+        if row is None or not row[0]:
+            raise SlotInUse("Another relay holds this slot's lock", slot=self._options.slot)
+
+    # --- start ---
+
+    def _begin(
+        self,
+        start: Start,
+        control: psycopg.Connection[Any],
+        replication: psycopg.Connection[Any],
+        router: Router,
+        system: SystemIdentity,
+    ) -> Lsn:
+        if not isinstance(start, Fresh):
+            log.info("resuming", slot=self._options.slot, confirmed_flush_lsn=format_lsn(start.confirmed_flush_lsn))
+            return start.confirmed_flush_lsn
+        slot = self._options.slot
+        self.status.phase = "copying"
+        self._report()
+        # the log knows of the copy before the slot exists: a slot that a crash leaves behind is then known to be ours
+        self._put_everywhere(CopyBegin(start.generation, self._relay, system.system_id, system.timeline, slot), durable=True)
+        failpoints.hit("relay.copy-begun")
+        if start.drop_slot:
+            drop_slot(control, slot)
+        created = create_slot(replication, control, slot, self._options.slot_timeout_s)
+        failpoints.hit("relay.copy-slot-made")
+        point = created.consistent_point
+        log.info("copying", slot=slot, generation=start.generation, consistent_point=format_lsn(point))
+        rows = self._copy(control, created.snapshot, router, point)
+        with translated(slot):
+            control.execute("select 1")  # the lock is ours to the end, or this copy is not announced as whole
+        self._put_everywhere(CopyEnd(start.generation, point, self._relay, rows))
+        failpoints.hit("relay.copy-ended")
+        self._put_everywhere(self._progress(start.generation, point, system), durable=True, mark=point)
+        log.info("copied", rows=rows, generation=start.generation)
+        return point
+
+    def _copy(self, control: psycopg.Connection[Any], snapshot: str, router: Router, point: Lsn) -> int:
+        options = self._options
+        with translated(), control.transaction():
+            control.execute("set transaction isolation level repeatable read, read only")
+            control.execute(psycopg.sql.SQL("set transaction snapshot {}").format(psycopg.sql.Literal(snapshot)))
+            tables = published_tables(control, options.publication)
+            facts = catalog.read_facts(control, options.publication)
+        self._put_everywhere(envelope.Catalog(self.status.generation, point, facts))
+        for table in tables:
+            self._append([router.describe(table.relation, point)])
+        self.status.copy_rows_estimate = _estimate(tables)
+        due = time.monotonic()
+        for number, batch in enumerate(copy_tables(options.dsn, snapshot, tables, options.copy_workers)):
+            self._append(router.copied(batch.relation, batch.rows, point, FIRST_COPY_CHUNK + number))
+            self._writer.commit()
+            self._check_stop()
+            failpoints.hit("relay.copy-rows")
+            self.status.copied_rows += len(batch.rows)
+            if time.monotonic() >= due:
+                self._report()
+                due = time.monotonic() + self._options.progress_interval_s
+        self._report()
+        return self.status.copied_rows
+
+    # --- stream ---
+
+    def _stream(
+        self, replication: psycopg.Connection[Any], router: Router, system: SystemIdentity, feedback: Feedback
+    ) -> None:
+        options = self._options
+        stream = ReplicationStream(replication, options.slot)
+        sender_timeout_s = stream.start(options.publication)
+        session = _Session(stream, feedback, min(10.0, sender_timeout_s / 3) if sender_timeout_s else 10.0, feedback.durable)
+        assembler = Assembler(options.part_bytes)
+        self.status.phase = "streaming"
+        try:
+            while not self._stopping:
+                self._turn(session, assembler, router, system)
+        except _StopNow:
+            log.info("the log has no room: what it has not taken is sent again", phase=self.status.phase)
+        self._drain(session, self.status.generation, system, in_transaction=assembler.in_transaction)
+
+    def _turn(self, session: _Session, assembler: Assembler, router: Router, system: SystemIdentity) -> None:
+        """Steps 1 to 6 for what is there to read now."""
+        stream, feedback = session.stream, session.feedback
+        self._wait(session, reading=True)
+        frames = stream.read(self._options.read_bytes)
+        failpoints.hit("relay.1-read")
+        for transaction in assembler.feed(frames):
+            failpoints.hit("relay.2-assembled")
+            records = router.route(transaction)
+            failpoints.hit("relay.3-routed")
+            self._append(records, session)
+            if transaction.complete:
+                feedback.append(transaction.end_lsn)
+                self.status.transactions += 1
+                self.status.commit_time_us = transaction.commit_time_us
+        feedback.receive(stream.received_lsn)
+        if not assembler.in_transaction:
+            # all frames before the keepalive went through the assembler, and nothing is open
+            feedback.append(stream.keepalive_lsn)
+        session.uncommitted_bytes += sum(map(len, frames))
+        if session.uncommitted_bytes and (stream.drained or session.uncommitted_bytes >= self._options.commit_bytes):
+            # behind, larger commits save work in the log and let appliers put more rows into one of theirs
+            self._writer.commit()
+            session.uncommitted_bytes = 0
+            failpoints.hit("relay.4-appended")
+        if stream.reply_requested or time.monotonic() >= session.progress_due:
+            self._mark_progress(session, self.status.generation, system)
+            self.status.rows, self.status.skipped_rows = router.routed_rows, router.skipped_rows
+        self._confirm(session)
+
+    def _wait(self, session: _Session, *, reading: bool) -> None:
+        """Until there is something to read (or only: until the log may have room), or a timer of the protocol is due."""
+        now = time.monotonic()
+        due = session.feedback_due
+        fds = [self._writer.wakeup_fd, self._stop_read]
+        if reading:
+            fds.append(session.stream.fileno())
+            if session.feedback.appended > session.marked:
+                due = min(due, session.progress_due)
+            if not session.stream.drained:
+                due = now
+        select.select(fds, [], [], max(0.0, due - now))
+        self._writer.poll()
+
+    def _append(self, records: Iterable[Routed], session: _Session | None = None) -> None:
+        writer = self._writer
+        for partition, key, value in records:
+            while not (writer.broadcast(value) if key is None else writer.append(partition, key, value)):
+                self._wait_for_room(session)
+            self.status.records += 1
+
+    def _put_everywhere(self, body: envelope.Envelope, *, durable: bool = False, mark: int | None = None) -> None:
+        value = envelope.encode(body)
+        while not self._writer.broadcast(value, mark):
+            self._wait_for_room(None)
+        self._writer.commit()
+        while durable and not self._writer.flush(10.0):
+            self._check_stop()
+            log.warning("waiting for the log", phase=self.status.phase)
+
+    def _check_stop(self) -> None:
+        if self._stopping:
+            raise _StopNow
+
+    def _wait_for_room(self, session: _Session | None) -> None:
+        self._check_stop()
+        self._writer.commit()
+        if session is None:
+            select.select([self._writer.wakeup_fd, self._stop_read], [], [])
+            self._writer.poll()
+        else:
+            self._wait(session, reading=False)
+            self._confirm(session)
+
+    def _mark_progress(self, session: _Session, generation: int, system: SystemIdentity) -> None:
+        lsn = session.feedback.appended
+        session.progress_due = time.monotonic() + self._options.progress_interval_s
+        if lsn > session.marked and self._writer.broadcast(
+            envelope.encode(self._progress(generation, lsn, system)), mark=lsn
+        ):
+            session.marked = lsn
+            self._writer.commit()
+
+    def _confirm(self, session: _Session) -> None:
+        """Tell Postgres what is durable, when that is news, when it asked, or when it must hear from us."""
+        feedback, stream = session.feedback, session.stream
+        durable = min(self._writer.durable_mark, feedback.appended)
+        news = durable > feedback.durable
+        if news:
+            feedback.made_durable(Lsn(durable))
+            failpoints.hit("relay.5-durable")
+        if news or stream.reply_requested or time.monotonic() >= session.feedback_due:
+            if stream.confirm(feedback):
+                session.feedback_due = time.monotonic() + session.feedback_interval_s
+                failpoints.hit("relay.6-confirmed")
+            self._report(feedback)
+
+    def _drain(self, session: _Session, generation: int, system: SystemIdentity, *, in_transaction: bool) -> None:
+        """The ordered end: what was read whole is made durable, confirmed, and the server is told."""
+        self.status.phase = "stopping"
+        self._mark_progress(session, generation, system)
+        if self._writer.flush(10.0):
+            self._writer.poll()
+            self._confirm(session)
+        session.stream.confirm(session.feedback)
+        if not in_transaction:
+            # within a transaction the server would send the rest of it first, however large; it is sent again anyway
+            session.stream.stop()
+        log.info("stopped", confirmed_flush_lsn=format_lsn(session.feedback.durable))
+
+    def _progress(self, generation: int, lsn: int, system: SystemIdentity) -> Progress:
+        return Progress(
+            generation, lsn, self._relay, time.time_ns() // 1000, system.system_id, system.timeline, self._options.slot
+        )
+
+    def _report(self, feedback: Feedback | None = None) -> None:
+        if feedback is not None:
+            self.status.received_lsn = format_lsn(feedback.received)
+            self.status.appended_lsn = format_lsn(feedback.appended)
+            self.status.durable_lsn = format_lsn(feedback.durable)
+        self._on_status(self.status)
+
+
+class _StopNow(Exception):
+    """`stop` was called while the log takes nothing, or within the first copy: there is no end to wait for."""
+
+
+class _Session(msgspec.Struct):
+    """The clocks of one streaming connection. Times are `time.monotonic()`."""
+
+    stream: ReplicationStream
+    feedback: Feedback
+    feedback_interval_s: float
+    marked: int
+    """The LSN of the last Progress record appended."""
+    uncommitted_bytes: int = 0
+    feedback_due: float = 0.0
+    progress_due: float = 0.0
+
+
+def _estimate(tables: list[PublishedTable]) -> int:
+    return sum(table.rows for table in tables)

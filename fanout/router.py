@@ -1,0 +1,325 @@
+"""Transactions -> records of the log: splits each transaction by tenant. Pure: no socket, no clock, no log.
+
+    Transaction (or a part of a large one) --Router--> Routed(partition, key, value), ... in the order to append
+
+Invariants:
+ - every change of a published table ends in exactly one tenant's record, in `_shared`, or is counted as skipped by a
+   rule that says so; anything else is an error;
+ - one tenant's changes keep the order of the stream; a move between tenants is a delete and an insert at one position;
+ - every tenant that got a part of a transaction gets a record with `last = true` when it ends.
+
+`fanout.tenancy` decides where rows go, `fanout.relay` appends what comes out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import msgspec
+
+from cdc import catalog
+from cdc.errors import UnknownRelation
+from cdc.pgoutput import UNCHANGED, Delete, Insert, LogicalMessage, Row, Truncate, Update, Value
+from cdc.relation import Relation
+from cdc.transaction import Transaction
+from fanout import envelope
+from fanout.envelope import Changes, Op, Run, Schema
+from fanout.errors import RouteError, TenantKeyMissing
+from fanout.log.interface import partition_of
+from fanout.tenancy import (
+    ByColumn,
+    Fixed,
+    Ignored,
+    Shared,
+    Tenancy,
+    identity_carries,
+    is_reserved,
+    replica_table,
+)
+
+_PLACES_KEPT = 200_000
+
+_SHARED: Final = "\0"
+"""Stands for the shared replica among tenants: no Postgres text holds a NUL."""
+
+
+# enum members looked up once: an attribute of an Enum class costs as much as the rest of a row's routing
+_UPSERT, _DELETE = Op.UPSERT, Op.DELETE
+
+
+class Routed(NamedTuple):
+    """A record to append. `key` None: to every partition."""
+
+    partition: int
+    key: bytes | None
+    value: bytes
+
+
+class _Target(msgspec.Struct, gc=False):
+    """A relation with its route resolved. `index` is the tenant column's, or -1: then `tenant` holds for every row."""
+
+    relation: Relation
+    digest: int
+    index: int
+    tenant: str | None
+    on_null: str
+    carried: bool
+    """Whether old rows tell the tenant, so that a row cannot leave it unseen."""
+
+
+class _Targets(dict[int, _Target]):
+    """By oid. What is missing is described when its first row comes: of a partition whose rows are published as its
+    root's, Postgres sends the Relation all the same, and never a row."""
+
+    def __init__(self, describe: Callable[[int], _Target]) -> None:
+        super().__init__()
+        self._describe = describe
+
+    def __missing__(self, oid: int) -> _Target:
+        return self._describe(oid)
+
+
+class Router:
+    """Splits the transactions of one generation and one run of the relay."""
+
+    def __init__(self, tenancy: Tenancy, partitions: int, generation: int, relay: int) -> None:
+        self._tenancy = tenancy
+        self._partitions = partitions
+        self._generation = generation
+        self._relay = relay
+        self._targets = _Targets(self._first_row)
+        self._relations: dict[int, Relation] = {}
+        self._names: dict[tuple[str, str], str] = {}
+        """Table of a replica, and whose -> the source table that is so called there."""
+        self._announced: list[Routed] = []
+        """Schema records, to stand before the rows that are being collected."""
+        self._lsn = 0
+        self._places: dict[str, tuple[int, bytes]] = {}
+        self._tenants: dict[str, list[Run]] = {}
+        self._chunks: dict[str, int] = {}
+        self._next_chunk = 0
+        self._truncates = 0
+        self.skipped_rows = 0
+        """Rows left out because a rule said so (`ignore`, `on_null = "skip"`)."""
+        self.routed_rows = 0
+
+    def route(self, transaction: Transaction) -> list[Routed]:
+        """One transaction, or the next part of the one that is open, -> its records in order.
+
+        Raises RouteError; nothing of the part may then be appended.
+        """
+        records: list[Routed] = []
+        targets = self._targets
+        add = self._add
+        self._lsn = transaction.commit_lsn
+        if transaction.part == 0:
+            self._chunks, self._next_chunk, self._truncates = {}, 0, 0
+        for change in transaction.changes:
+            kind = type(change)
+            if kind is Insert:
+                target = targets[change.relation_oid]  # type: ignore[union-attr]  # `kind` narrows, faster than match
+                row = change.new  # type: ignore[union-attr]
+                add(target, row[target.index] if target.index >= 0 else target.tenant, _UPSERT, row)
+            elif kind is Update:
+                self._update(change)  # type: ignore[arg-type]
+            elif kind is Delete:
+                self._delete(change)  # type: ignore[arg-type]
+            elif kind is Relation:
+                self._relations[change.oid] = change  # type: ignore[union-attr, assignment]
+                targets.pop(change.oid, None)  # type: ignore[union-attr]
+            elif kind is Truncate:
+                records += self._truncate(transaction, change)  # type: ignore[arg-type]
+            elif kind is LogicalMessage and change.prefix == catalog.PREFIX:  # type: ignore[union-attr]
+                facts = catalog.facts_from_message(change.content)  # type: ignore[union-attr]
+                records.append(self._broadcast(envelope.Catalog(self._generation, transaction.commit_lsn, facts)))
+        records += self._flush(transaction, last=transaction.complete)
+        if transaction.complete:
+            records += self._finish(transaction)
+        return records
+
+    def describe(self, relation: Relation, lsn: int) -> Routed:
+        """A relation as of `lsn`: its rows can be routed from here on. Raises RouteError, TenantColumnMissing."""
+        route = self._tenancy.route(relation)
+        name = replica_table(relation, route)
+        digest = envelope.digest_of(relation, name)
+        target = _Target(relation, digest, -1, None, "skip", True)
+        match route:
+            case ByColumn(index, on_null):
+                target.index, target.on_null = index, on_null
+                target.carried = identity_carries(relation, index)
+            case Fixed(tenant):
+                target.tenant = tenant
+            case Shared():
+                target.tenant = _SHARED
+            case Ignored():
+                pass
+        self._claim(name, relation, target)
+        self._targets[relation.oid] = target
+        tenants = isinstance(route, ByColumn | Fixed)
+        shared = isinstance(route, Shared) or target.on_null == "shared"
+        column = relation.columns[target.index].name if target.index >= 0 else ""
+        return self._broadcast(Schema(self._generation, lsn, digest, relation, name, tenants, shared, column))
+
+    def _claim(self, name: str, relation: Relation, target: _Target) -> None:
+        """No two tables may be one in a replica: their rows would be mixed. SQLite folds the case of ASCII."""
+        everybodys, any_ones = "\0tenants", "\0one"  # no tenant id holds a NUL
+        if target.index >= 0:
+            places = {everybodys} | ({_SHARED} if target.on_null == "shared" else set())
+            others = {*places, any_ones}
+        elif target.tenant is None:
+            return
+        elif target.tenant == _SHARED:
+            places = others = {_SHARED}
+        else:
+            places, others = {target.tenant, any_ones}, {target.tenant, everybodys}
+        for place in others:
+            owner = self._names.get((name.lower(), place), relation.name)
+            if owner != relation.name:
+                raise RouteError(f"In a replica this table and {owner} would both be {name}", relation=relation.name)
+        if is_reserved(name):
+            raise RouteError(f"A replica cannot have a table {name}", relation=relation.name)
+        self._names.update(dict.fromkeys(((name.lower(), place) for place in places), relation.name))
+
+    def _first_row(self, oid: int) -> _Target:
+        relation = self._relations.get(oid)
+        if relation is None:
+            raise UnknownRelation("A row of a relation that was never described", relation_oid=oid)
+        self._announced.append(self.describe(relation, self._lsn))
+        return self._targets[oid]
+
+    def copied(self, relation: Relation, rows: list[Row], lsn: int, chunk: int) -> list[Routed]:
+        """Rows of the first copy -> records that stand for themselves. `chunk` is below zero and grows."""
+        target = self._targets[relation.oid]
+        index, tenant = target.index, target.tenant
+        for row in rows:
+            self._add(target, row[index] if index >= 0 else tenant, Op.UPSERT, row)
+        runs, self._tenants = self._tenants, {}
+        return [
+            self._to(name, Changes(self._generation, lsn, chunk, True, self._relay, 0, 0, run)) for name, run in runs.items()
+        ]
+
+    def _add(self, target: _Target, tenant: Value, op: Op, row: Row, old: Row | None = None, full: bool = False) -> None:
+        if type(tenant) is not str:
+            if target.on_null == "skip":
+                self.skipped_rows += 1
+                return
+            if target.on_null != "shared":
+                raise TenantKeyMissing("A row does not tell its tenant", relation=target.relation.name, op=op.name)
+            tenant = _SHARED
+        runs = self._tenants.get(tenant)
+        if runs is None:
+            runs = self._tenants[tenant] = [Run(op, target.digest, full, [])]
+            rows = runs[0].rows
+        else:
+            run = runs[-1]
+            if run.op is not op or run.schema != target.digest or run.full is not full:
+                run = Run(op, target.digest, full, [])
+                runs.append(run)
+            rows = run.rows
+        if old is not None:
+            rows.append(old)
+        rows.append(row)
+        self.routed_rows += 1
+
+    def _update(self, change: Update) -> None:
+        target = self._targets[change.relation_oid]
+        new, old, index = change.new, change.old, target.index
+        if not target.carried:
+            raise TenantKeyMissing("An UPDATE does not tell the tenant the row was in", relation=target.relation.name)
+        tenant = new[index] if index >= 0 else target.tenant
+        if old is None:
+            self._add(target, tenant, Op.PATCH if change.partial else Op.UPSERT, new)
+            return
+        if change.old_is_full and change.partial:
+            new = [was if value is UNCHANGED else value for value, was in zip(new, old, strict=True)]
+        if index >= 0 and old[index] != tenant:
+            # the row moves: a delete where it was and an insert where it is now, at one position
+            self._add(target, old[index], _DELETE, old, full=change.old_is_full)
+            self._add(target, tenant, Op.PATCH if UNCHANGED in new else Op.UPSERT, new)
+            return
+        self._add(target, tenant, Op.REKEY, new, old, change.old_is_full)
+
+    def _delete(self, change: Delete) -> None:
+        target = self._targets[change.relation_oid]
+        index = target.index
+        if not target.carried:
+            # NULL here means "not sent": no policy for NULL tenants applies
+            raise TenantKeyMissing("A DELETE does not carry the tenant column", relation=target.relation.name)
+        tenant = change.old[index] if index >= 0 else target.tenant
+        self._add(target, tenant, _DELETE, change.old, full=change.old_is_full)
+
+    def _truncate(self, transaction: Transaction, change: Truncate) -> list[Routed]:
+        digests = []
+        for target in (self._targets[oid] for oid in change.relation_oids):
+            if target.index >= 0:
+                digests.append(target.digest)
+            elif target.tenant is not None:
+                # one tenant's own table, or a shared one: nobody else has rows of it
+                self._tenants.setdefault(target.tenant, []).append(Run(Op.TRUNCATE, target.digest, False, []))
+        if not digests:
+            return []
+        records = self._flush(transaction, last=False)
+        # from here on the transaction concerns every tenant, and none may take its next chunk for a first one
+        self._next_chunk = 1
+        self._truncates += 1
+        body = envelope.Truncate(
+            self._generation,
+            transaction.commit_lsn,
+            self._truncates,
+            self._relay,
+            transaction.xid,
+            transaction.commit_time_us,
+            digests,
+        )
+        return [*records, self._broadcast(body)]
+
+    def _flush(self, transaction: Transaction, *, last: bool) -> list[Routed]:
+        tenants, self._tenants = self._tenants, {}
+        chunks, first = self._chunks, self._next_chunk
+        # after a Truncate one closing record for everybody ends the transaction
+        last = last and first == 0
+        records, self._announced = self._announced, []
+        for tenant, runs in tenants.items():
+            chunk = chunks.get(tenant, first)
+            chunks[tenant] = chunk + 1
+            records.append(self._to(tenant, self._changes(transaction, chunk, last, runs)))
+        if last and len(chunks) > len(tenants):
+            records += [
+                self._to(tenant, self._changes(transaction, chunk, True, []))
+                for tenant, chunk in chunks.items()
+                if tenant not in tenants
+            ]
+        return records
+
+    def _finish(self, transaction: Transaction) -> list[Routed]:
+        if self._next_chunk == 0:
+            return []
+        close = envelope.Close(self._generation, transaction.commit_lsn, self._relay, transaction.commit_time_us)
+        return [self._broadcast(close)]
+
+    def _changes(self, transaction: Transaction, chunk: int, last: bool, runs: list[Run]) -> Changes:
+        return Changes(
+            self._generation,
+            transaction.commit_lsn,
+            chunk,
+            last,
+            self._relay,
+            transaction.xid,
+            transaction.commit_time_us,
+            runs,
+        )
+
+    def _to(self, tenant: str, changes: Changes) -> Routed:
+        if tenant == _SHARED:
+            return self._broadcast(changes)
+        place = self._places.get(tenant)
+        if place is None:
+            if len(self._places) >= _PLACES_KEPT:
+                self._places.clear()
+            key = tenant.encode()
+            place = self._places[tenant] = (partition_of(key, self._partitions), key)
+        return Routed(place[0], place[1], envelope.encode(changes))
+
+    def _broadcast(self, body: envelope.Envelope) -> Routed:
+        return Routed(-1, None, envelope.encode(body))

@@ -1,0 +1,282 @@
+"""The command line. Each command reads the configuration, calls one function of the stage it belongs to, and shows the
+answer: as tables for people, as one JSON document with --json. Errors are one paragraph with the fix; exit codes: 0 well,
+1 error, 2 usage, 75 worth trying again.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from appliers.assignment import Share
+from cdc.errors import HeadraceError
+from headrace import output
+from headrace.config import load
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="One shared, multi-tenant Postgres in; one SQLite database per tenant out.",
+)
+
+
+class LogLevel(enum.StrEnum):
+    """From the most to the least."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", envvar="HEADRACE_CONFIG", help="TOML file; ./headrace.toml if there.")
+]
+LogLevelOption = Annotated[LogLevel, typer.Option(help="What is written to standard error.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Answer with one JSON document; errors as JSON too.")]
+
+
+@app.command()
+def relay(
+    config: ConfigOption = None,
+    new_generation: Annotated[
+        bool, typer.Option("--new-generation", help="Make a new slot and copy everything afresh.")
+    ] = False,
+    log_level: LogLevelOption = LogLevel.INFO,
+) -> None:
+    """Read the slot and publish each tenant's transactions to the log."""
+    from headrace.stages import run_relay
+
+    output.configure_logging(level=log_level, stage="relay")
+    run_relay(load(config), new_generation=new_generation)
+
+
+@app.command()
+def applier(
+    config: ConfigOption = None,
+    share: Annotated[str, typer.Option(help="Which share of the partitions: number/count.")] = "1/1",
+    log_level: LogLevelOption = LogLevel.INFO,
+) -> None:
+    """Apply the log to the replicas of a share of the partitions."""
+    from headrace.stages import run_applier
+
+    output.configure_logging(level=log_level, stage="applier")
+    try:
+        parsed = Share.parse(share)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    run_applier(load(config), parsed)
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    stop_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that relay and appliers each have to stop in order.")
+    ] = 20.0,
+    log_level: LogLevelOption = LogLevel.INFO,
+) -> None:
+    """Run relay and appliers on this machine, and start again what dies."""
+    from headrace.supervisor import children, supervise
+
+    output.configure_logging(level=log_level, stage="supervisor")
+    loaded = load(config)
+    groups = children(config, loaded.apply.appliers, log_level)
+    supervise(groups, longest_pause_s=loaded.run.retry_s, stop_s=stop_timeout)
+
+
+@app.command()
+def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Say what stands in the way, in source, tables and log, each with its fix. Exit code 1 when anything does."""
+    from headrace.checks import check, show_report
+
+    report = check(load(config))
+    if as_json:
+        output.print_json(report)
+    else:
+        show_report(report)
+    if report.errors:
+        raise typer.Exit(output.EXIT_ERROR)
+
+
+@app.command()
+def setup(
+    config: ConfigOption = None,
+    identity: Annotated[
+        bool,
+        typer.Option("--identity", help="Also alter the replica identities that `check` asks for: takes short locks."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the statements, run none.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Create the publication for the tables that the tenancy rules ask for, or add those that are missing from it.
+
+    The replication slot is made by `headrace relay` at its first start, as the first copy reads the snapshot that comes
+    with making it.
+    """
+    from headrace.checks import setup, show_steps
+
+    steps = setup(load(config), identity=identity, dry_run=dry_run)
+    if as_json:
+        output.print_json(list(steps))
+    else:
+        show_steps(steps, dry_run=dry_run)
+
+
+@app.command()
+def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show source, log, processes and replicas. Exit code 1 when something needs a person, and says what."""
+    from headrace.status import collect
+    from headrace.views import show_status
+
+    found = collect(load(config))
+    if as_json:
+        output.print_json(found)
+    else:
+        show_status(found)
+    if found.problems:
+        raise typer.Exit(output.EXIT_ERROR)
+
+
+@app.command()
+def lag(
+    config: ConfigOption = None,
+    partition: Annotated[list[int] | None, typer.Option(min=0, help="Only this one; may be given again.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Only so many partitions, the most behind first.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every second until Ctrl-C.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how far log and replicas are behind Postgres, partition by partition."""
+    from headrace.lag import Probe, most_behind
+    from headrace.views import lag_view, watch_lag
+
+    with Probe(load(config), partition) as probe:
+        if watch:
+            watch_lag(lambda: most_behind(probe.measure(), top), as_json=as_json)
+        elif as_json:
+            output.print_json(most_behind(probe.measure(), top))
+        else:
+            output.out.print(lag_view(most_behind(probe.measure(), top)))
+
+
+@app.command()
+def tail(
+    config: ConfigOption = None,
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's records.")] = None,
+    partition: Annotated[int | None, typer.Option(min=0, help="Only this partition.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="OFFSET|beginning|end", help="Where to begin, instead of the last records."),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="2026-01-31T12:00:00Z, or an age: 90s, 10m, 2h, 1d.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", "-n", min=1, help="The last N records, 20 by default; with a start, the first N."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
+    progress: Annotated[bool, typer.Option("--progress", help="Also the relay's progress records, one a second.")] = False,
+    rows: Annotated[bool, typer.Option("--rows", help="With --json: the rows themselves, with their values.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document a line; errors as JSON too.")] = False,
+) -> None:
+    """Show records of the log, a line each, without the values of rows."""
+    from headrace.tail import Filter, Request, parse_since, parse_start, run_tail
+
+    if rows and not as_json:
+        raise typer.BadParameter("rows are shown as JSON only: add --json", param_hint="--rows")
+    if start is not None and since is not None:
+        raise typer.BadParameter("give one of --from and --since", param_hint="--since")
+    try:
+        request = Request(
+            filter=Filter(tenant=tenant, partition=partition, progress=progress),
+            start=None if start is None else parse_start(start),
+            since_ms=None if since is None else parse_since(since),
+            limit=limit,
+            follow=follow,
+            rows=rows,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    run_tail(load(config), request, as_json=as_json)
+
+
+tenant_app = typer.Typer(no_args_is_help=True, help="Show the tenants' replicas.")
+app.add_typer(tenant_app, name="tenant")
+
+
+@tenant_app.command("list")
+def tenant_list(
+    config: ConfigOption = None,
+    partition: Annotated[int | None, typer.Option(min=0, help="Only this partition.")] = None,
+    quarantined: Annotated[bool, typer.Option("--quarantined", help="Only those that stopped.")] = False,
+    long: Annotated[bool, typer.Option("--long", "-l", help="Also each one's position; opens every file.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the tenants that have a replica here."""
+    from headrace.tenants import list_tenants
+    from headrace.views import show_tenants
+
+    root = Path(load(config).replicas.path)
+    tenants = list_tenants(root, partition=partition, only_quarantined=quarantined, long=long)
+    if as_json:
+        output.print_json(tenants)
+    else:
+        show_tenants(tenants, long=long)
+
+
+@tenant_app.command("info")
+def tenant_info(
+    tenant: Annotated[str | None, typer.Argument(help="The tenant's id.")] = None,
+    shared: Annotated[bool, typer.Option("--shared", help="The replica of the shared tables instead.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one tenant's replica: where it is, how far it is, what is in it, and why it stopped if it did."""
+    from headrace.tenants import describe
+    from headrace.views import show_tenant
+
+    if (tenant is None) != shared:
+        raise typer.BadParameter("give a tenant, or --shared")
+    detail = describe(Path(load(config).replicas.path), tenant)
+    if as_json:
+        output.print_json(detail)
+    else:
+        show_tenant(detail)
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float | None, typer.Option(min=1, help="End by itself after so long; without, on Ctrl-C.")] = None,
+    tenants: Annotated[int, typer.Option(min=1, max=5000, help="How many tenants to make.")] = 100,
+    rate: Annotated[float, typer.Option(min=0.1, max=5000, help="Transactions a second to write.")] = 200,
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Where everything is kept.", show_default=".headrace/demo")
+    ] = None,
+    kafka: Annotated[str, typer.Option(help="Brokers, to use Kafka in place of the embedded log.")] = "",
+) -> None:
+    """Show live replication: a Postgres of its own, sample traffic, a replica for each tenant, compared at the end."""
+    from headrace.demo.app import DemoOptions, run_demo
+
+    directory = directory or Path(".headrace/demo-kafka" if kafka else ".headrace/demo")
+    options = DemoOptions(directory=directory, seconds=seconds, tenants=tenants, rate=rate, kafka=kafka)
+    raise typer.Exit(run_demo(options))
+
+
+def main() -> None:
+    """The entry point."""
+    as_json = "--json" in sys.argv
+    try:
+        app()
+    except HeadraceError as error:
+        sys.exit(output.print_error(error, as_json=as_json))
+
+
+if __name__ == "__main__":
+    main()

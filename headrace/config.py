@@ -1,0 +1,171 @@
+"""Configuration: one TOML file, `HEADRACE_*` environment over it, decoded into frozen structs.
+
+    headrace.toml  ->  {source: {dsn: ...}, log: {...}, ...}
+    HEADRACE_SOURCE_DSN=...  ->  source.dsn          HEADRACE_LOG_KIND=kafka  ->  log.kind
+
+An error names the file and the path of the value (`$.apply.batch_records`). Secrets never show in a repr.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from appliers.types import As
+from fanout.log import LogConfig
+from fanout.tenancy import Rule
+from headrace.errors import ConfigError
+
+DEFAULT_FILE: Final = "headrace.toml"
+PREFIX: Final = "HEADRACE_"
+
+Positive = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Postgres, which is the source of truth."""
+
+    dsn: str = ""
+    """libpq connection string, to the server itself and not to a pooler. May hold a password: it is never shown."""
+    dsn_file: str = ""
+    """A file that holds the connection string instead, for secrets that come as files."""
+    slot: str = "headrace"
+    """The replication slot. One relay reads one slot."""
+    publication: str = "headrace"
+    """The publication: which tables are read. `headrace setup` makes it."""
+    copy_workers: Count = 2
+    """Connections for the first copy. Two keep one relay busy; more help where the server has cores to spare."""
+    slot_timeout_s: Positive = 60.0
+    """How long making the slot may wait for older transactions of the source before it is an error."""
+    progress_interval_s: Positive = 1.0
+    """How often the relay tells every partition how far it is, and Postgres what it may forget."""
+
+    def __repr__(self) -> str:
+        return f"SourceConfig(dsn='***', slot={self.slot!r}, publication={self.publication!r})"
+
+
+class ReplicasConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the tenants' SQLite files are."""
+
+    path: str = ".headrace/replicas"
+    """The directory. One applier (`--share`) writes each partition in it."""
+    warm: Count = 2000
+    """Replicas kept open for writing by one applier: three file descriptors and about 100 KB each."""
+
+
+class ApplyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How appliers work."""
+
+    appliers: Count = 1
+    """Applier processes that `headrace run` starts; each takes its share of the partitions."""
+    batch_records: Count = 20_000
+    """Most records in one batch. Larger batches put more rows into one commit; a batch is never waited for."""
+    batch_bytes: Annotated[int, Meta(ge=65536)] = 32 << 20
+    """Most bytes in one batch: what bounds an applier's memory."""
+    barrier_interval_s: Positive = 5.0
+    """How often replicas are made durable and the offsets behind them saved: what a power cut makes it read again."""
+    checkpoint_pages: Count = 1000
+    """A replica whose SQLite WAL has more pages than this (4 KB each) is checkpointed, in the background."""
+
+
+class ColumnConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"as_": "as"}):
+    """How one column is stored, when not as its type says."""
+
+    column: str
+    """`schema.table.column`."""
+    as_: As
+    """real: as a double (a numeric may round); unix_ms: a timestamp as Unix milliseconds; text: as Postgres prints it."""
+
+
+class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Processes on this machine."""
+
+    path: str = ".headrace/run"
+    """Where each process writes its status, about once a second, for `headrace status` and `headrace lag`."""
+    retry_s: Positive = 30.0
+    """Longest wait between two attempts after an error worth retrying. The first wait is half a second."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything."""
+
+    source: SourceConfig = SourceConfig()
+    tenancy: list[Rule] = []
+    log: LogConfig = LogConfig()
+    replicas: ReplicasConfig = ReplicasConfig()
+    apply: ApplyConfig = ApplyConfig()
+    columns: list[ColumnConfig] = []
+    run: RunConfig = RunConfig()
+
+    def dsn(self) -> str:
+        """The connection string, wherever it comes from. Raises ConfigError when there is none."""
+        dsn, name = self.source.dsn, self.source.dsn_file
+        if name:
+            try:
+                dsn = Path(name).read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(
+                    f"source.dsn_file cannot be read: {_reason(error)}", hint="Correct `source.dsn_file`."
+                ) from None
+        if not dsn:
+            raise ConfigError(
+                f"{name} is empty" if name else "No connection string for Postgres",
+                hint="Set `dsn` under `[source]` in headrace.toml, or HEADRACE_SOURCE_DSN, or name a file that holds it: "
+                "`dsn_file`.",
+            )
+        return dsn
+
+    def overrides(self) -> dict[str, As]:
+        """`schema.table.column` -> how to store it."""
+        return {column.column: column.as_ for column in self.columns}
+
+
+def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Config:
+    """The configuration of a file (None: headrace.toml if it is there) under the environment. Raises ConfigError."""
+    environment = os.environ if environment is None else environment
+    if path is None and Path(DEFAULT_FILE).exists():
+        path = Path(DEFAULT_FILE)
+    given: dict[str, Any] = {}
+    if path is not None:
+        try:
+            given = tomllib.loads(path.read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read: {_reason(error)}", hint="Name it with --config.") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path} is not TOML: {error}", hint="Correct that line.") from None
+    used = _overlay(given, environment)
+    try:
+        return msgspec.convert(given, Config, strict=False)
+    except msgspec.ValidationError as error:
+        where = " and ".join([*([str(path)] if path else []), *used]) or "the configuration"
+        raise ConfigError(f"{where}: {error}", hint="docs/configuration.md lists every key.") from None
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    """Why a file cannot be read; never a byte of it."""
+    return (error.strerror or "") if isinstance(error, OSError) else "not UTF-8 text"
+
+
+def _overlay(given: dict[str, Any], environment: Mapping[str, str]) -> list[str]:
+    """Write HEADRACE_<SECTION>_<KEY> into the tables; answers the names that were used."""
+    used = []
+    for section in Config.__struct_fields__:
+        start = f"{PREFIX}{section.upper()}_"
+        for name, value in sorted(environment.items()):
+            if not name.startswith(start):
+                continue
+            if section in ("tenancy", "columns"):
+                raise ConfigError(f"{name}: `{section}` is a list of tables", hint="It can be set in the file only.")
+            table = given.setdefault(section, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"`{section}` is not a table", hint=f"Write it as [{section}].")
+            table[name.removeprefix(start).lower()] = value
+            used.append(name)
+    return used

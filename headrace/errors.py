@@ -1,0 +1,27 @@
+"""Errors of the command line and the configuration. The tree's root and the dispositions are in `cdc.errors`.
+
+ConfigError       the configuration file or environment
+CommandError      a command cannot do what was asked
+"""
+
+from __future__ import annotations
+
+from cdc.errors import HeadraceError
+
+
+class ConfigError(HeadraceError):
+    """The configuration cannot be used as it is."""
+
+    default_hint = "See docs/configuration.md."
+
+
+class CommandError(HeadraceError):
+    """A command cannot do what was asked."""
+
+    default_hint = "`headrace --help` lists the commands."
+
+
+class PartitionUnknown(CommandError):
+    """The log has no partition of this number."""
+
+    default_hint = "Partitions are numbered from 0; `headrace status` says how many there are."

@@ -1,0 +1,160 @@
+"""One stage as one process: the relay, or an applier with its share. Joins configuration, log, signals and retries.
+
+An error with disposition `retry` is waited out with growing pauses and the stage starts over from what the log and the
+replicas know; any other ends the process with the error's own words. SIGTERM and SIGINT end it in order.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import select
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from appliers.assignment import Share
+from appliers.worker import Worker, WorkerOptions
+from cdc.errors import Disposition, HeadraceError
+from fanout.log import open_reader, open_writer
+from fanout.log.wakeup import Signal
+from fanout.relay import Relay, RelayOptions, RelayStatus
+from fanout.tenancy import Tenancy
+from headrace.config import Config
+from headrace.status_file import StatusFile
+
+log = structlog.get_logger("headrace")
+
+_FIRST_PAUSE_S = 0.5
+
+
+class Stage(Protocol):
+    """Something that runs until it is stopped."""
+
+    def run(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def quiet_collector() -> None:
+    """Let Python's cycle collector run seldom: rows are many, short-lived and never in cycles (docs/benchmarks.md)."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+class Runner:
+    """Runs a stage, again after errors worth retrying, until a signal."""
+
+    def __init__(self, longest_pause_s: float, status_file: StatusFile) -> None:
+        self._longest_pause_s = longest_pause_s
+        self._status_file = status_file
+        self._stopping = False
+        self._wakeup = Signal()
+        self._stage: Stage | None = None
+
+    def _signalled(self, number: int, _frame: object) -> None:
+        log.info("signal", signal=signal.Signals(number).name)
+        self._stopping = True
+        self._wakeup.set()
+        if self._stage is not None:
+            self._stage.stop()
+
+    def run(self, attempt: Callable[[Callable[[Stage], None]], None]) -> None:
+        """Call `attempt` until it ends by itself. It makes a stage and has it run by its argument.
+
+        Raises the first HeadraceError that is not worth retrying.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._signalled)
+        quiet_collector()
+        pause = _FIRST_PAUSE_S
+        while not self._stopping:
+            begun = time.monotonic()
+            try:
+                attempt(self._run_stage)
+            except HeadraceError as error:
+                retrying = error.disposition is Disposition.RETRY
+                self._status_file.failed(error, retrying=retrying)
+                if not retrying:
+                    raise
+                if time.monotonic() - begun > self._longest_pause_s:
+                    pause = _FIRST_PAUSE_S  # it ran well for a while: this is a new trouble
+                log.warning(
+                    "retrying", error=type(error).__name__, reason=str(error), hint=error.hint, pause_s=round(pause, 1)
+                )
+                spread = random.uniform(0.8, 1.2)  # noqa: S311 - keeps restarts apart, no secret
+                select.select([self._wakeup.fd], [], [], pause * spread)
+                pause = min(pause * 2, self._longest_pause_s)
+            else:
+                break
+        self._status_file.stopped()
+
+    def _run_stage(self, stage: Stage) -> None:
+        self._stage = stage
+        try:
+            if self._stopping:
+                stage.stop()
+            stage.run()
+        finally:
+            # its parts are closed next: a signal must not reach for them any more
+            self._stage = None
+
+
+def run_relay(config: Config, *, new_generation: bool = False) -> None:
+    """The relay, until a signal. Raises HeadraceError."""
+    status_file = StatusFile(Path(config.run.path), "relay", stage="relay")
+    source = config.source
+    first = new_generation
+
+    def attempt(run: Callable[[Stage], None]) -> None:
+        nonlocal first
+        options = RelayOptions(
+            dsn=config.dsn(),
+            slot=source.slot,
+            publication=source.publication,
+            new_generation=first,
+            copy_workers=source.copy_workers,
+            slot_timeout_s=source.slot_timeout_s,
+            progress_interval_s=source.progress_interval_s,
+        )
+        with (
+            open_writer(config.log) as writer,
+            open_reader(config.log) as reader,
+            Relay(options, Tenancy(config.tenancy), writer, reader, on_status) as relay,
+        ):
+            run(relay)
+
+    def on_status(status: RelayStatus) -> None:
+        nonlocal first
+        # once the new generation is in the log, a retry goes on with it
+        first = first and status.phase == "starting"
+        status_file.write(status)
+
+    Runner(config.run.retry_s, status_file).run(attempt)
+
+
+def run_applier(config: Config, share: Share) -> None:
+    """One applier, until a signal. Raises HeadraceError."""
+    name = f"applier-{share.number}of{share.count}"
+    status_file = StatusFile(Path(config.run.path), name, stage="applier", share=str(share))
+    options = WorkerOptions(
+        root=Path(config.replicas.path),
+        overrides=config.overrides(),
+        warm_replicas=config.replicas.warm,
+        batch_records=config.apply.batch_records,
+        batch_bytes=config.apply.batch_bytes,
+        barrier_interval_s=config.apply.barrier_interval_s,
+        checkpoint_pages=config.apply.checkpoint_pages,
+    )
+
+    def attempt(run: Callable[[Stage], None]) -> None:
+        with open_reader(config.log) as reader:
+            partitions: Sequence[int] = share.partitions(reader.partitions)
+            worker = Worker(options, reader, partitions, status_file.write)
+            run(worker)
+
+    Runner(config.run.retry_s, status_file).run(attempt)

@@ -1,0 +1,261 @@
+"""`headrace status`: the whole pipeline as of now, and what in it needs a person.
+
+`collect` asks every part and never fails for one that does not answer: that a part does not answer is the answer.
+`problems` judges, purely; it is the one owner of what makes the exit code 1, so that `status` can be a health check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from appliers.assignment import Share
+from appliers.errors import ReplicasMissing
+from appliers.place import SHARED_FILE, SHARED_NAME
+from appliers.reader import Directory
+from appliers.state import Quarantined
+from cdc.connection import connect, describe_dsn
+from cdc.errors import HeadraceError
+from cdc.lsn import format_lsn
+from cdc.slot import Slot, SlotState, inspect_slot
+from fanout.log import LogConfig, open_reader
+from headrace.config import Config
+from headrace.status_file import Failure, Process, read_processes
+
+T = TypeVar("T")
+
+
+class SourceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The slot, by the server that has it. Bytes are None where Postgres does not say or does not limit."""
+
+    server: str
+    slot: str
+    failure: Failure | None = None
+    state: SlotState | None = None
+    active_pid: int | None = None
+    wal_status: str = ""
+    wal_lsn: str | None = None
+    """The server's present position."""
+    confirmed_flush_lsn: str | None = None
+    lag_bytes: int | None = None
+    """From confirmed_flush_lsn to the present position."""
+    retained_bytes: int | None = None
+    safe_wal_size: int | None = None
+    """What may still be written before Postgres gives the slot up; None without max_slot_wal_keep_size."""
+
+
+class LogStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The log. `size_bytes` is known of the embedded one."""
+
+    kind: str
+    place: str
+    failure: Failure | None = None
+    partitions: int = 0
+    records: int = 0
+    size_bytes: int | None = None
+
+
+class Stopped(msgspec.Struct, frozen=True, kw_only=True):
+    """A quarantined tenant; `tenant` is None for the shared replica. `position` and `offset` name its record."""
+
+    tenant: str | None
+    partition: int
+    offset: int
+    position: str
+    error: str
+    reason: str
+    hint: str
+    since_ms: int
+
+
+class ReplicasStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The replicas of `replicas.path`. `bytes` with, `wal_bytes` of their SQLite WALs."""
+
+    path: str
+    failure: Failure | None = None
+    count: int = 0
+    shared: bool = False
+    bytes: int = 0
+    wal_bytes: int = 0
+    quarantined: list[Stopped] = []
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """What needs a person, and what to do about it."""
+
+    problem: str
+    fix: str
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything."""
+
+    source: SourceStatus
+    log: LogStatus
+    processes: list[Process]
+    replicas: ReplicasStatus
+    problems: list[Problem] = []
+
+
+def collect(config: Config) -> Status:
+    """Ask every part. Raises ConfigError without a connection string, CommandError for a foreign status file."""
+    status = Status(
+        source=_source(config),
+        log=_log(config.log),
+        processes=read_processes(Path(config.run.path)),
+        replicas=_replicas(Path(config.replicas.path)),
+    )
+    return msgspec.structs.replace(status, problems=list(problems(status)))
+
+
+def stopped(entry: Quarantined) -> Stopped:
+    """A quarantined tenant as a part of the answer."""
+    fields = msgspec.structs.asdict(entry)
+    return Stopped(**{**fields, "tenant": None if entry.tenant == SHARED_NAME else entry.tenant})
+
+
+def failure_of(error: HeadraceError) -> Failure:
+    """An error as a part of the answer."""
+    return Failure(type(error).__name__, str(error), error.hint)
+
+
+def _attempt(ask: Callable[[], T]) -> T | Failure:
+    try:
+        return ask()
+    except HeadraceError as error:
+        return failure_of(error)
+
+
+def _source(config: Config) -> SourceStatus:
+    dsn, slot = config.dsn(), config.source.slot
+
+    def ask() -> Slot:
+        with connect(dsn, application_name="headrace-status") as conn:
+            return inspect_slot(conn, slot)
+
+    server = _attempt(lambda: describe_dsn(dsn))
+    found = _attempt(ask)
+    named = "" if isinstance(server, Failure) else server
+    if isinstance(found, Failure):
+        return SourceStatus(server=named, slot=slot, failure=found)
+    if found.state in (SlotState.MISSING, SlotState.FOREIGN):
+        return SourceStatus(server=named, slot=slot, state=found.state)
+    return SourceStatus(
+        server=named,
+        slot=slot,
+        state=found.state,
+        active_pid=found.active_pid,
+        wal_status=found.wal_status,
+        wal_lsn=None if found.lag_bytes is None else format_lsn(found.confirmed_flush_lsn + found.lag_bytes),
+        confirmed_flush_lsn=format_lsn(found.confirmed_flush_lsn),
+        lag_bytes=found.lag_bytes,
+        retained_bytes=found.retained_bytes,
+        safe_wal_size=found.safe_wal_size,
+    )
+
+
+def _log(config: LogConfig) -> LogStatus:
+    embedded = config.kind == "embedded"
+    place = config.path if embedded else f"{config.topic} on {config.bootstrap}"
+
+    def ask() -> LogStatus:
+        with open_reader(config) as reader:
+            extents = reader.extents(range(reader.partitions)).values()
+            # one offset counts the records of all partitions of the embedded log
+            spans = [extent.end - extent.first for extent in extents]
+            return LogStatus(
+                kind=config.kind,
+                place=place,
+                partitions=reader.partitions,
+                records=max(spans) if embedded else sum(spans),
+                size_bytes=_size(Path(config.path)) if embedded else None,
+            )
+
+    found = _attempt(ask)
+    return LogStatus(kind=config.kind, place=place, failure=found) if isinstance(found, Failure) else found
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.glob("log.db*"))
+
+
+def _replicas(root: Path) -> ReplicasStatus:
+    def ask() -> ReplicasStatus:
+        with Directory(root) as directory:
+            sizes = [file for p in range(directory.partition_count) for file in directory.files(p)]
+            shared = root / SHARED_FILE
+            return ReplicasStatus(
+                path=str(root),
+                count=len(sizes),
+                shared=shared.exists(),
+                bytes=sum(file.bytes + file.wal_bytes for file in sizes) + (shared.stat().st_size if shared.exists() else 0),
+                wal_bytes=sum(file.wal_bytes for file in sizes),
+                quarantined=[stopped(entry) for entry in directory.quarantined().values()],
+            )
+
+    try:
+        return ask()
+    except ReplicasMissing:
+        return ReplicasStatus(path=str(root))
+    except HeadraceError as error:
+        return ReplicasStatus(path=str(root), failure=failure_of(error))
+
+
+def problems(status: Status) -> Iterator[Problem]:
+    """What needs a person, most urgent first."""
+    yield from _source_problems(status)
+    if status.log.failure is not None:
+        yield Problem(f"The log does not answer: {status.log.failure.message}", status.log.failure.hint)
+    yield from _process_problems(status)
+    if status.replicas.failure is not None:
+        yield Problem(status.replicas.failure.message, status.replicas.failure.hint)
+    for entry in status.replicas.quarantined:
+        who = "The shared replica" if entry.tenant is None else f"Tenant {entry.tenant}"
+        yield Problem(f"{who} is quarantined at {entry.position}: {entry.reason}", entry.hint)
+
+
+def _source_problems(status: Status) -> Iterator[Problem]:
+    source = status.source
+    reading = any(process.stage == "relay" and process.state == "running" for process in status.processes)
+    if source.failure is not None:
+        yield Problem(f"Postgres does not answer: {source.failure.message}", source.failure.hint)
+        return
+    new_generation = "`headrace relay --new-generation` makes a new slot and copies afresh."
+    match source.state:
+        case SlotState.MISSING if not reading:
+            yield Problem(f"There is no slot {source.slot}", f"`headrace run` makes it. If there was one: {new_generation}")
+        case SlotState.FOREIGN:
+            yield Problem(f"Slot {source.slot} is of another database or plugin", "Choose another `source.slot`.")
+        case SlotState.INVALIDATED:
+            yield Problem(f"Slot {source.slot} is lost: Postgres removed WAL that it needed", new_generation)
+        case SlotState.INACTIVE if not reading:
+            kept = f" and Postgres keeps {source.retained_bytes:,} bytes of WAL for it" if source.retained_bytes else ""
+            yield Problem(f"Nobody reads slot {source.slot}{kept}", "Start `headrace run`, or `headrace relay`.")
+    if source.wal_status == "unreserved":
+        yield Problem(
+            f"Slot {source.slot} is about to be lost: it needs more WAL than max_slot_wal_keep_size",
+            "Let the relay catch up now, or raise max_slot_wal_keep_size and reload Postgres.",
+        )
+
+
+def _process_problems(status: Status) -> Iterator[Problem]:
+    appliers = [process for process in status.processes if process.stage == "applier"]
+    covered = {p for process in appliers if process.state == "running" for p in _partitions(process, status)}
+    for process in status.processes:
+        fix = process.failure.hint if process.failure else "Its last log lines say why; start it again."
+        why = f": {process.failure.message}" if process.failure else ""
+        replaced = process.stage == "applier" and covered.issuperset(_partitions(process, status))
+        if process.state == "running" and process.failure:
+            yield Problem(f"{process.name} is waiting{why}", fix)
+        elif process.state in ("failed", "dead") and not replaced:
+            yield Problem(f"{process.name} {'has ended' if process.state == 'failed' else 'is dead'}{why}", fix)
+    if appliers and all(process.state == "stopped" for process in appliers):
+        yield Problem("No applier runs here", "Start `headrace run`, or `headrace applier`.")
+
+
+def _partitions(process: Process, status: Status) -> list[int]:
+    """Of an applier; of the one share there is, when the log does not tell how many partitions it has."""
+    return Share.parse(process.share).partitions(status.log.partitions or 1)

@@ -1,0 +1,226 @@
+"""`headrace tail`: the records of the log, for people and for programs. Reads through `LogReader` and moves nothing.
+
+    Range   where to begin: the last N records, an offset, a time
+    Filter  which records are wanted
+    Tail    Range x Filter -> records         how a record looks: `headrace.records`
+
+A record for everybody is in each partition; it is shown once, from the first partition that is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import heapq
+import itertools
+import re
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from appliers.errors import ReplicasMissing
+from appliers.reader import Directory
+from fanout import envelope
+from fanout.envelope import Envelope, Position, Progress, Schema
+from fanout.log import LogReader, Record, open_reader, partition_of
+from headrace import output
+from headrace.config import Config
+from headrace.errors import CommandError, PartitionUnknown
+from headrace.records import Shown, document, line, position_of
+
+LAST: Final = 20
+_SEARCHED: Final = (100, 1_000, 10_000)
+"""How far back the last records that match are looked for, in offsets of each partition, a try at a time."""
+_BATCH_BYTES: Final = 8 << 20
+_SILENCE_S: Final = 5.0
+"""A log that gives nothing for so long has no more records before its end (Kafka: an offset need not be a record)."""
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which records are wanted."""
+
+    tenant: str | None = None
+    partition: int | None = None
+    progress: bool = False
+    """Also the relay's Progress records, which come once a second."""
+
+    def partitions(self, of: int) -> list[int]:
+        """Where to look. Raises PartitionUnknown."""
+        if self.partition is not None and not 0 <= self.partition < of:
+            raise PartitionUnknown("The log has no such partition", partition=self.partition)
+        if self.tenant is None:
+            return list(range(of)) if self.partition is None else [self.partition]
+        return [partition_of(self.tenant.encode(), of)]
+
+    def wants(self, record: Record, body: Envelope, first: int) -> bool:
+        """Whether a record is shown; `first` is the partition that shows what is in all of them."""
+        if self.tenant is not None:
+            return record.key == self.tenant.encode()
+        return (record.key is not None or record.partition == first) and (self.progress or not isinstance(body, Progress))
+
+
+class Tail:
+    """One reading of the log."""
+
+    def __init__(self, reader: LogReader, wanted: Filter) -> None:
+        """Raises PartitionUnknown."""
+        self._reader = reader
+        self._filter = wanted
+        self._partitions = wanted.partitions(reader.partitions)
+        self._stopped = False
+        self.schemas: dict[int, Schema] = {}
+        """Every Schema record that came by, by digest; fill it beforehand with what is known."""
+        self.searched_all = True
+        """Whether `last` has looked at everything there is."""
+
+    def stop(self) -> None:
+        """End what is being read. Safe from a signal handler."""
+        self._stopped = True
+        self._reader.wake()
+
+    def starts(self, start: str | int | None, since_ms: int | None) -> dict[int, int]:
+        """Partition -> offset to read from: "beginning", "end", an offset, or a time. Raises CommandError."""
+        extents = self._reader.extents(self._partitions)
+        if since_ms is not None:
+            return {p: self._reader.offset_at(p, since_ms) for p in self._partitions}
+        if start == "end":
+            return {p: extent.end for p, extent in extents.items()}
+        if start == "beginning":
+            return {p: extent.first for p, extent in extents.items()}
+        if not isinstance(start, int) or len(extents) > 1:
+            raise CommandError("An offset is of one partition", hint="Name it with --partition or --tenant, or use --since.")
+        for partition, extent in extents.items():
+            if not extent.first <= start <= extent.end:
+                raise CommandError(
+                    f"Partition {partition} has no offset {start}",
+                    hint=f"Its offsets are from {extent.first} to {extent.end - 1}.",
+                )
+        return dict.fromkeys(extents, start)
+
+    def ends(self) -> dict[int, int]:
+        """The present end of every partition that is read."""
+        return {p: extent.end for p, extent in self._reader.extents(self._partitions).items()}
+
+    def last(self, count: int) -> tuple[list[Shown], dict[int, int]]:
+        """The last records that match, oldest first, and the offsets after them. Raises LogError."""
+        ends = self.ends()
+        found: list[Shown] = []
+        for back in _SEARCHED:
+            extents = self._reader.extents(self._partitions)
+            starts = {p: max(extent.first, ends[p] - back) for p, extent in extents.items()}
+            newest: dict[int, deque[Shown]] = {p: deque(maxlen=count) for p in starts}
+            for shown in self.between(starts, ends):
+                newest[shown.record.partition].append(shown)
+            merged = heapq.merge(*newest.values(), key=_when)
+            found = list(deque(merged, maxlen=count))
+            self.searched_all = all(starts[p] == extent.first for p, extent in extents.items())
+            if len(found) == count or self.searched_all or self._stopped:
+                break
+        return found, ends
+
+    def between(self, starts: Mapping[int, int], ends: Mapping[int, int]) -> Iterator[Shown]:
+        """What matches from `starts` up to `ends`. Raises LogError."""
+        left = {p: ends[p] for p, start in starts.items() if start < ends[p]}
+        self._reader.assign({p: starts[p] for p in left})
+        while left and not self._stopped:
+            records = self._reader.fetch(1_000, _BATCH_BYTES, _SILENCE_S)
+            if not records:
+                return
+            for record in records:
+                end = left.get(record.partition)
+                if end is not None and record.offset < end:
+                    yield from self._show(record)
+                if end is not None and record.offset >= end - 1:
+                    del left[record.partition]
+
+    def follow(self, starts: Mapping[int, int]) -> Iterator[Shown]:
+        """What matches from `starts` on, for ever: woken by the log, until `stop`. Raises LogError."""
+        self._reader.assign(starts)
+        while not self._stopped:
+            for record in self._reader.fetch(1_000, _BATCH_BYTES, None):
+                yield from self._show(record)
+
+    def _show(self, record: Record) -> Iterator[Shown]:
+        body = envelope.decode(record.value)
+        if isinstance(body, Schema):
+            self.schemas[body.digest] = body
+        if self._filter.wants(record, body, self._partitions[0]):
+            yield Shown(record, body)
+
+
+def _when(shown: Shown) -> tuple[int, Position, int]:
+    """Orders records of several partitions: appended within a millisecond, by commit."""
+    return shown.record.time_ms, position_of(shown.body), shown.record.offset
+
+
+# --- the command ---
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked for. Without `start` and `since_ms`: the last records."""
+
+    filter: Filter
+    start: str | int | None = None
+    since_ms: int | None = None
+    limit: int | None = None
+    follow: bool = False
+    rows: bool = False
+
+
+def run_tail(config: Config, request: Request, *, as_json: bool) -> None:
+    """Print what was asked for; with `follow`, until SIGINT or SIGTERM. Raises LogError, CommandError."""
+    with open_reader(config.log) as reader:
+        tail = Tail(reader, request.filter)
+        with contextlib.suppress(ReplicasMissing), Directory(Path(config.replicas.path)) as directory:
+            tail.schemas.update(directory.schemas())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: tail.stop())
+        for shown in _asked(tail, request):
+            if as_json:
+                output.print_json(document(shown, tail.schemas, rows=request.rows))
+            else:
+                output.print_line(line(shown, tail.schemas))
+
+
+def _asked(tail: Tail, request: Request) -> Iterator[Shown]:
+    if request.start is None and request.since_ms is None:
+        found, ends = tail.last(request.limit or LAST)
+        if not tail.searched_all and len(found) < (request.limit or LAST):
+            output.err.print(f"[dim]Looked at the last {_SEARCHED[-1]:,} offsets; --from beginning reads all.[/]")
+        yield from found
+        if request.follow:
+            yield from tail.follow(ends)
+        return
+    starts = tail.starts(request.start, request.since_ms)
+    shown = tail.follow(starts) if request.follow else tail.between(starts, tail.ends())
+    yield from itertools.islice(shown, request.limit)
+
+
+# --- what the user types ---
+
+
+def parse_start(text: str) -> str | int:
+    """`beginning`, `end` or an offset. Raises ValueError."""
+    if text in ("beginning", "end"):
+        return text
+    if not text.isdecimal():
+        raise ValueError("an offset, `beginning` or `end`")
+    return int(text)
+
+
+def parse_since(text: str) -> int:
+    """`10m`, `2h`, or an ISO 8601 time (UTC if it names no zone) -> Unix milliseconds. Raises ValueError."""
+    if ago := re.fullmatch(r"(\d+)([smhd])", text):
+        return time.time_ns() // 1_000_000 - int(ago[1]) * _UNITS[ago[2]] * 1000
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("a time such as 2026-01-31T12:00:00Z, or an age such as 90s, 10m, 2h, 1d") from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp() * 1000)

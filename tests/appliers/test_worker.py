@@ -1,0 +1,376 @@
+"""The applier's loop over a real embedded log: one tenant's records, everybody's, and what a restart reads again."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pytest
+
+from appliers.errors import PartitionInUse
+from appliers.place import SHARED_FILE, replica_path
+from appliers.state import PartitionState, State
+from appliers.worker import Worker, WorkerOptions, WorkerStatus
+from cdc.pgoutput import UNCHANGED, Row
+from cdc.relation import ReplicaIdentity
+from fanout import envelope
+from fanout.envelope import Changes, Close, CopyBegin, CopyEnd, Envelope, Op, Progress, Truncate, digest_of
+from fanout.errors import LogTrimmed
+from fanout.log import LogConfig, open_reader, open_writer, partition_of
+from tests.appliers.records import changes, numbered, relation, rows_of, run, schema
+
+PARTITIONS = 4
+ITEMS = relation()
+KEYLESS = relation("notes", key=(), identity=ReplicaIdentity.FULL, oid=16500)
+PLANS = relation("plans", oid=16600)
+PLAN_NOTES = relation("plan_notes", key=(), identity=ReplicaIdentity.FULL, oid=16700)
+
+
+def begin(generation: int = 1) -> list[Envelope]:
+    """A first copy starts, and describes every table."""
+    described = [
+        schema(of, generation=generation, shared=of in (PLANS, PLAN_NOTES)) for of in (ITEMS, KEYLESS, PLANS, PLAN_NOTES)
+    ]
+    return [CopyBegin(generation, generation, "system", 1, "slot"), *described]
+
+
+def progress(lsn: int, *, generation: int = 1) -> Progress:
+    return Progress(generation, lsn, generation, lsn, "system", 1, "slot")
+
+
+def end(lsn: int = 5, *, generation: int = 1) -> list[Envelope]:
+    """The copy is whole."""
+    return [CopyEnd(generation, lsn, generation, 0), progress(lsn, generation=generation)]
+
+
+def truncate(lsn: int) -> Truncate:
+    return Truncate(1, lsn, 1, 1, lsn, 0, [digest_of(ITEMS, "items")])
+
+
+def insert(lsn: int, *ids: object, chunk: int = 0, last: bool = True, generation: int = 1) -> Changes:
+    rows: list[Row] = [[str(number), f"a{lsn}", None] for number in ids]
+    runs = run(Op.UPSERT, ITEMS, *rows)
+    return changes(lsn, runs, chunk=chunk, last=last, relay=generation, generation=generation)
+
+
+class Fleet:
+    """One log, one directory of replicas, and a worker whenever it is asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root = directory / "replicas"
+        self.config = LogConfig(path=str(directory / "log"), partitions=PARTITIONS)
+
+    def write(self, *records: Envelope | tuple[str, Changes]) -> None:
+        """Append: a tenant's changes, or a record for everybody."""
+        with open_writer(self.config) as writer:
+            for record in records:
+                if isinstance(record, tuple):
+                    key = record[0].encode()
+                    assert writer.append(partition_of(key, PARTITIONS), key, envelope.encode(record[1]))
+                else:
+                    assert writer.broadcast(envelope.encode(record))
+            writer.commit()
+
+    def work(self, partitions: Iterable[int] = range(PARTITIONS), *, batch: int = 20_000, warm: int = 100) -> WorkerStatus:
+        """Run a worker until it has applied all that the log holds now."""
+        owned = list(partitions)
+        options = WorkerOptions(root=self.root, batch_records=batch, warm_replicas=warm, status_interval_s=0.0)
+        with open_reader(self.config) as reader:
+            ends = reader.extents(owned)
+
+            def on_status(status: WorkerStatus) -> None:
+                if all(place.offset >= ends[place.partition].end for place in status.places):
+                    worker.stop()
+
+            worker = Worker(options, reader, owned, on_status)
+            worker.run()
+        return worker.status
+
+    def state(self) -> State:
+        """What was saved."""
+        with open_reader(self.config) as reader:
+            return State(self.root, reader.identity, PARTITIONS)
+
+    def saved(self, tenant: str) -> PartitionState:
+        """Of the tenant's partition."""
+        partition = partition_of(tenant.encode(), PARTITIONS)
+        state = self.state()
+        found = state.partitions([partition])[partition]
+        state.close()
+        return found
+
+    def ids(self, tenant: str) -> list[int]:
+        return sorted(row[0] for row in rows_of(replica_path(self.root, tenant, PARTITIONS)))
+
+    def ready(self, tenant: str) -> bool:
+        with sqlite3.connect(replica_path(self.root, tenant, PARTITIONS)) as conn:
+            return bool(conn.execute("select ready from _headrace_position").fetchone()[0])
+
+    def quarantined(self) -> dict[str, str]:
+        state = self.state()
+        found = {name: entry.error for name, entry in state.quarantined().items()}
+        state.close()
+        return found
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    """A log with a whole first copy in which nobody had a row."""
+    made = Fleet(tmp_path)
+    made.write(*begin(), *end())
+    return made
+
+
+def test_copy_and_stream(tmp_path: Path) -> None:
+    """A tenant of the copy is ready when the copy is whole; one that first appears in the stream is at once."""
+    fleet = Fleet(tmp_path)
+    fleet.write(*begin(), ("acme", insert(5, 1, 2, chunk=-10)), ("bolt", insert(5, 1, chunk=-9)))
+    fleet.work()
+    assert (fleet.ids("acme"), fleet.ready("acme")) == ([1, 2], False)
+    fleet.write(*end(), ("acme", insert(10, 3)), ("new", insert(11, 7)), progress(12))
+    status = fleet.work()
+    assert [fleet.ids(tenant) for tenant in ("acme", "bolt", "new")] == [[1, 2, 3], [1], [7]]
+    assert all(fleet.ready(tenant) for tenant in ("acme", "bolt", "new"))
+    assert (status.applied_lsn, status.rows) == ("0/C", 2)
+
+
+def test_a_restart_reads_from_the_saved_offset_with_the_tables_it_knew(fleet: Fleet) -> None:
+    """Schemas are remembered: a worker that starts behind their records applies rows of them; nothing is applied twice."""
+    fleet.write(("acme", insert(10, 1)))
+    fleet.work()
+    fleet.write(("acme", insert(20, 2)))
+    status = fleet.work()
+    assert fleet.ids("acme") == [1, 2]
+    assert (status.records, status.rows) == (1, 1)
+
+
+def test_rows_before_any_copy_are_refused(tmp_path: Path) -> None:
+    """A log whose beginning is gone is not applied to empty replicas."""
+    fleet = Fleet(tmp_path)
+    fleet.write(schema(ITEMS), ("acme", insert(10, 1)))
+    with pytest.raises(LogTrimmed):
+        fleet.work()
+
+
+def test_two_workers_never_own_one_partition(fleet: Fleet) -> None:
+    """A share started twice is an error with the fix, not two writers."""
+    state = fleet.state()
+    state.own([2])
+    with pytest.raises(PartitionInUse, match="partition=2"):
+        fleet.work()
+    state.close()
+    fleet.work()
+
+
+# Quarantine
+
+
+def test_a_poison_record_stops_its_tenant_alone(fleet: Fleet) -> None:
+    """What came before it is applied, its tenant goes no further, every other tenant does (cases.md R11)."""
+    fleet.write(
+        ("bad", insert(10, 1)),
+        ("good", insert(11, 1)),
+        ("bad", insert(12, "poison")),
+        ("bad", insert(13, 3)),
+        ("good", insert(14, 2)),
+        progress(20),
+    )
+    status = fleet.work()
+    assert (fleet.ids("bad"), fleet.ids("good")) == ([1], [1, 2])
+    assert (status.quarantined, fleet.quarantined()) == (1, {"bad": "RecordRefused"})
+    fleet.write(("bad", insert(21, 4)), ("good", insert(22, 3)))
+    status = fleet.work()
+    assert (fleet.ids("bad"), fleet.ids("good")) == ([1], [1, 2, 3])
+    assert status.passed_over == 1
+
+
+def test_the_first_reason_stands_with_its_place_and_without_values(fleet: Fleet) -> None:
+    """Quarantine names the record's place in the log and the position, never a value of the row."""
+    fleet.write(("bad", insert(10, 1)))
+    fleet.work()
+    fleet.write(("bad", insert(12, "a secret")))
+    fleet.work()
+    state = fleet.state()
+    entry = state.quarantined()["bad"]
+    state.close()
+    assert (entry.partition, entry.position) == (partition_of(b"bad", PARTITIONS), "1:0/C:0")
+    assert entry.hint
+    assert "secret" not in repr(entry)
+
+
+def test_a_new_generation_frees_a_quarantined_tenant(fleet: Fleet) -> None:
+    """The copy of a new generation brings its rows afresh; those of the generation before are gone."""
+    fleet.write(("bad", insert(10, 1)), ("bad", insert(12, "poison")), ("idle", insert(13, 1)))
+    fleet.work()
+    fleet.write(*begin(2), ("bad", insert(30, 7, chunk=-5, generation=2)), *end(30, generation=2))
+    fleet.work()
+    assert fleet.quarantined() == {}
+    assert (fleet.ids("bad"), fleet.ready("bad")) == ([7], True)
+    assert (fleet.ids("idle"), fleet.ready("idle")) == ([], True)
+
+
+def test_late_records_of_a_generation_that_is_over_are_passed_over(fleet: Fleet) -> None:
+    """A dead relay of the generation before disturbs nothing, not even the offset from which is read again."""
+    fleet.write(("acme", insert(10, 1)), *begin(2), *end(30, generation=2))
+    fleet.write(("acme", insert(40, 2)), truncate(41), ("acme", insert(42, 9, generation=2)), Close(1, 41, 1, 0))
+    fleet.work()
+    assert fleet.ids("acme") == [9]
+    with open_reader(fleet.config) as reader:
+        place = fleet.saved("acme")
+        assert place.offset == reader.extents([place.partition])[place.partition].end
+
+
+def test_progress_goes_back_only_with_a_new_generation(fleet: Fleet) -> None:
+    """A dead relay's late progress counts for nothing; a new generation starts at its own, however low."""
+    fleet.write(progress(50), progress(40))
+    assert {place.lsn for place in fleet.work().places} == {50}
+    fleet.write(*begin(2), progress(60))
+    assert {(place.generation, place.lsn) for place in fleet.work().places} == {(2, 0)}
+    fleet.write(*end(7, generation=2))
+    assert {(place.generation, place.lsn) for place in fleet.work().places} == {(2, 7)}
+
+
+def test_a_foreign_file_stops_its_tenant_and_is_left_alone(fleet: Fleet) -> None:
+    """A file that is not a replica, in a replica's place, is refused; a file that can be no replica is passed over."""
+    place = replica_path(fleet.root, "acme", PARTITIONS)
+    place.parent.mkdir(parents=True)
+    place.write_text("somebody's notes, kept here by mistake" * 10)
+    (place.parent / "A copy.db").write_text("what?")
+    fleet.write(("acme", insert(10, 1)), ("good", insert(11, 1)), truncate(12), Close(1, 12, 1, 0), ("good", insert(13, 2)))
+    fleet.work()
+    assert fleet.quarantined() == {"acme": "ReplicaForeign"}
+    assert place.read_text().startswith("somebody's notes")
+    assert fleet.ids("good") == [2]
+
+
+# Transactions in parts
+
+
+@pytest.mark.parametrize("batch", [1, 100])
+def test_a_transaction_in_chunks_is_read_again_from_its_first(fleet: Fleet, batch: int) -> None:
+    """While a transaction is open the saved offset stays at its first chunk; after a restart it is applied whole."""
+    fleet.write(("acme", insert(10, 1)), ("acme", insert(20, 2, last=False)))
+    fleet.work(batch=batch)
+    held = fleet.saved("acme").offset
+    fleet.write(("acme", insert(20, 3, chunk=1, last=False)), ("other", insert(21, 1)))
+    fleet.work(batch=batch)
+    assert fleet.ids("acme") == [1]
+    assert fleet.saved("acme").offset == held
+    fleet.write(("acme", insert(20, 4, chunk=2)))
+    fleet.work(batch=batch)
+    assert fleet.ids("acme") == [1, 2, 3, 4]
+    assert fleet.saved("acme").offset > held
+    assert fleet.quarantined() == {}
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_truncate_reaches_every_tenant_cold_or_new(fleet: Fleet, restart: bool) -> None:
+    """TRUNCATE empties replicas that are not warm, and a tenant whose first row follows it in its transaction is whole."""
+    fleet.write(*[(f"t{number}", insert(10, number)) for number in range(8)])
+    fleet.work(warm=2)
+    steps: Sequence[Envelope | tuple[str, Changes]] = [
+        ("t1", insert(20, 50, last=False)),
+        truncate(20),
+        ("t1", insert(20, 51, chunk=1, last=False)),
+        ("new", insert(20, 52, chunk=1, last=False)),
+        Close(1, 20, 1, 0),
+    ]
+    for step in steps:
+        fleet.write(step)
+        if restart:
+            fleet.work(warm=2)
+    fleet.work(warm=2)
+    assert fleet.quarantined() == {}
+    assert [fleet.ids(f"t{number}") for number in range(8)] == [[], [51], [], [], [], [], [], []]
+    assert (fleet.ids("new"), fleet.ready("new")) == ([52], True)
+    assert fleet.saved("new").offset > 0
+
+
+def test_one_tenants_own_truncate_leaves_the_others_alone(fleet: Fleet) -> None:
+    """A table that belongs to one tenant is emptied for it alone, in its place among the tenant's changes."""
+    fleet.write(("a", insert(10, 1)), ("b", insert(11, 1)))
+    emptied = run(Op.TRUNCATE, ITEMS)
+    fleet.write(("a", changes(20, emptied, run(Op.UPSERT, ITEMS, ["2", "x", None]))))
+    fleet.work()
+    assert (fleet.ids("a"), fleet.ids("b")) == ([2], [1])
+
+
+# Rows for everybody
+
+
+def shared(lsn: int, text: str, *, chunk: int = 0, last: bool = True) -> Changes:
+    runs = [run(Op.UPSERT, PLAN_NOTES, ["1", text, None])]
+    if chunk == 0:
+        runs.append(run(Op.UPSERT, PLANS, [str(lsn), "old", "kept"]))
+    else:
+        runs.append(run(Op.REKEY, PLANS, [str(lsn + chunk - 1), None, None], [str(lsn + chunk), text, UNCHANGED]))
+    return changes(lsn, *runs, chunk=chunk, last=last)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 1000])
+def test_a_shared_transaction_counts_once_however_many_partitions_bring_it(fleet: Fleet, batch: int) -> None:
+    """A broadcast comes with each partition; its rows, also those without a key, are applied once, in order."""
+    fleet.write(*[shared(100, str(chunk), chunk=chunk, last=chunk == 3) for chunk in range(4)], shared(200, "x"))
+    fleet.work(batch=batch)
+    path = fleet.root / SHARED_FILE
+    assert [row[1] for row in rows_of(path, "plan_notes")] == ["0", "1", "2", "3", "x"]
+    assert rows_of(path, "plans") == [(103, "3", "kept"), (200, "old", "kept")]
+    assert fleet.quarantined() == {}
+
+
+def test_two_appliers_write_one_shared_replica(fleet: Fleet) -> None:
+    """Each applies every broadcast of its own partitions; whoever is second finds it done."""
+    for lsn in (100, 200, 300):
+        fleet.write(shared(lsn, f"{lsn}a", last=False), shared(lsn, f"{lsn}b", chunk=1))
+        fleet.work([0, 2] if lsn == 200 else [1, 3])
+    fleet.work([0, 2])
+    fleet.work([1, 3])
+    notes = [row[1] for row in rows_of(fleet.root / SHARED_FILE, "plan_notes")]
+    assert notes == ["100a", "100b", "200a", "200b", "300a", "300b"]
+
+
+def test_an_applier_that_is_behind_does_not_take_the_shared_replica_back(fleet: Fleet) -> None:
+    """The end of a copy, read late by the second applier, does not clear what the first has applied since."""
+    fleet.write(shared(100, "one"))
+    fleet.work([0, 1, 2, 3])
+    fleet.write(*begin(2), *end(30, generation=2))
+    late = changes(40, run(Op.UPSERT, PLAN_NOTES, ["1", "two", None]), generation=2, relay=2)
+    fleet.write(late)
+    fleet.work([0, 1])
+    assert [row[1] for row in rows_of(fleet.root / SHARED_FILE, "plan_notes")] == ["two"]
+    fleet.work([2, 3])
+    assert [row[1] for row in rows_of(fleet.root / SHARED_FILE, "plan_notes")] == ["two"]
+
+
+def test_the_helper_numbers_records_in_order() -> None:
+    """Offsets made by hand grow, as the log's do."""
+    first, second = numbered(insert(1, 1), insert(2, 2))
+    assert first.offset < second.offset
+
+
+def test_a_status_follows_the_last_batch_though_a_barrier_came_between(fleet: Fleet) -> None:
+    """The end of a barrier does not make the worker forget that it has news to tell, even if no record follows."""
+    fleet.write(*begin(), ("t1", insert(10, 1)), progress(10))
+    options = WorkerOptions(root=fleet.root, status_interval_s=1.0, barrier_interval_s=0.01)
+    told: list[str] = []
+    given_up = threading.Event()
+    with open_reader(fleet.config) as reader:
+
+        def on_status(status: WorkerStatus) -> None:
+            if status.rows and not given_up.is_set():
+                told.append(status.applied_lsn)
+                worker.stop()
+
+        def give_up() -> None:
+            given_up.set()
+            worker.stop()
+
+        worker = Worker(options, reader, range(PARTITIONS), on_status)
+        deadline = threading.Timer(10, give_up)
+        deadline.start()
+        worker.run()
+        deadline.cancel()
+    assert told
+    assert told[0] == "0/A"

@@ -1,0 +1,294 @@
+"""Postgres is the oracle: what every replica must equal in the end, and what no replica may show on the way.
+
+    assert_replicas_equal   every tenant's replica, row for row, against `SELECT ... WHERE tenant = ...`
+    TornWatcher             reads the replicas during a run, as a user would, and notes every half-visible transaction
+    wait_until              the only way in which these tests wait
+
+Values are compared as the text that Postgres prints: a replica's value is turned back by the documented mapping
+(docs/types.md), spelt out here once more and not taken from `appliers.types`, which is what is being tested.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+import apsw
+import psycopg
+from psycopg import sql
+
+from appliers.place import SHARED_FILE, decode_name, replica_path
+from appliers.table import quote
+
+Value = TypeVar("Value")
+Row = tuple[str | None, ...]
+
+
+def wait_until(condition: Callable[[], Value], what: str, *, deadline_s: float = 60.0) -> Value:
+    """The condition's first true answer. Fails the test with `what` when there is none by the deadline."""
+    end = time.monotonic() + deadline_s
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        assert time.monotonic() < end, f"not within {deadline_s:.0f} s: {what}"
+        time.sleep(0.02)
+
+
+# Equality in the end
+
+
+class Table(NamedTuple):
+    """A published table of schema `public`. `tenant`: the column that holds the tenant id, empty for a shared table."""
+
+    name: str
+    tenant: str = ""
+
+
+def assert_replicas_equal(
+    conn: psycopg.Connection[Any], root: Path, partitions: int, tables: Sequence[Table]
+) -> Counter[str]:
+    """Each tenant's replica, and the shared one, hold exactly its rows of Postgres. Answers how many rows each table has.
+
+    A replica of a tenant that has no rows (any more) must be empty, a tenant with rows must have a replica, and no
+    tenant may have a second file in another partition. All must be ready.
+    """
+    with conn.transaction():
+        conn.execute("set transaction isolation level repeatable read, read only")
+        conn.execute("set local timezone = 'UTC'; set local datestyle = 'ISO'; set local extra_float_digits = 3")
+        columns = {table.name: _columns(conn, table.name) for table in tables}
+        wanted = {table.name: _rows_by_tenant(conn, table, columns[table.name]) for table in tables}
+    tenants = {tenant for rows in wanted.values() for tenant in rows if tenant is not None}
+    replicas = replicas_in(root)
+    assert tenants <= replicas.keys(), f"tenants without a replica: {sorted(tenants - replicas.keys())}"
+    for tenant, path in replicas.items():
+        assert path == replica_path(root, tenant, partitions), f"a replica in another tenant's place: {path}"
+    compared = Counter[str]()
+    places: list[tuple[str | None, Path]] = list(replicas.items())
+    if any(not table.tenant for table in tables):
+        places.append((None, root / SHARED_FILE))
+    for owner, path in places:
+        mine = [table for table in tables if bool(table.tenant) == (owner is not None)]
+        with reading(path) as replica:
+            ready = replica.execute("select ready from _headrace_position").get
+            assert ready == 1, f"not ready: {path}"
+            for table in mine:
+                found = Counter(_replica_rows(replica, table.name, columns[table.name]))
+                expected = wanted[table.name].get(owner, Counter())
+                assert found == expected, _difference(path, table.name, found, expected)
+                compared[table.name] += found.total()
+    return compared
+
+
+def replicas_in(root: Path) -> dict[str, Path]:
+    """Tenant -> its file."""
+    found: dict[str, Path] = {}
+    for path in sorted(root.glob("[0-9][0-9][0-9]/*.db")):
+        tenant = decode_name(path.stem)
+        assert tenant is not None, f"no test has a tenant with a name as long as {path}"
+        assert tenant not in found, f"two replicas of one tenant: {found[tenant]} and {path}"
+        found[tenant] = path
+    return found
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[apsw.Connection]:
+    """A replica as a reader opens it: read only, everything within one snapshot."""
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        connection.set_busy_timeout(10_000)
+        connection.execute("begin")
+        yield connection
+    finally:
+        connection.close()
+
+
+def _columns(conn: psycopg.Connection[Any], table: str) -> list[tuple[str, str]]:
+    """(name, type as Postgres writes it), in order."""
+    rows = conn.execute(
+        "select attname::text, format_type(atttypid, atttypmod) from pg_attribute"
+        " where attrelid = %s::regclass and attnum > 0 and not attisdropped order by attnum",
+        (table,),
+    ).fetchall()
+    return [(name, type_) for name, type_ in rows]
+
+
+def _rows_by_tenant(
+    conn: psycopg.Connection[Any], table: Table, columns: Sequence[tuple[str, str]]
+) -> dict[str | None, Counter[Row]]:
+    texts = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name, _ in columns)
+    tenant = sql.SQL("{}::text").format(sql.Identifier(table.tenant)) if table.tenant else sql.SQL("null")
+    query = sql.SQL("select {}, {} from {}").format(tenant, texts, sql.Identifier(table.name))
+    found: dict[str | None, Counter[Row]] = {}
+    for owner, *row in conn.execute(query):
+        found.setdefault(owner, Counter())[tuple(row)] += 1
+    return found
+
+
+def _replica_rows(replica: apsw.Connection, table: str, columns: Sequence[tuple[str, str]]) -> Iterator[Row]:
+    has = [str(row[1]) for row in replica.execute(f"pragma table_info({quote(table)})")]
+    assert has == [name for name, _ in columns], f"{table} has the columns {has}"
+    names = ", ".join(quote(name) for name, _ in columns)
+    types = [type_ for _, type_ in columns]
+    for row in replica.execute(f"select {names} from {quote(table)}"):
+        yield tuple(postgres_text(value, type_) for value, type_ in zip(row, types, strict=True))
+
+
+def _difference(path: Path, table: str, found: Counter[Row], expected: Counter[Row]) -> str:
+    def some(rows: Counter[Row]) -> str:
+        return "\n".join(f"    {count} x {str(row)[:300]}" for row, count in list(rows.items())[:5])
+
+    missing, extra = expected - found, found - expected
+    return (
+        f"{path}, {table}: {missing.total()} rows missing, {extra.total()} that Postgres does not have\n"
+        f"  missing\n{some(missing)}\n  extra\n{some(extra)}"
+    )
+
+
+# A replica's value -> Postgres' text
+
+
+def postgres_text(value: Any, type_: str) -> str | None:
+    """What `::text` gives in Postgres for what a replica holds. Fails on a type that this oracle does not know."""
+    if value is None:
+        return None
+    base = type_.partition("(")[0]
+    match base:
+        case "smallint" | "integer" | "bigint" | "oid":
+            assert type(value) is int, f"{type_} as {type(value).__name__}"
+            return str(value)
+        case "boolean":
+            assert value in (0, 1), f"boolean as {value!r}"
+            return "true" if value else "false"
+        case "double precision":
+            return _float_text(value) if isinstance(value, float) else str(value)
+        case "numeric":
+            return _numeric_text(value, type_)
+        case "bytea":
+            assert isinstance(value, bytes), f"bytea as {type(value).__name__}"
+            return "\\x" + value.hex()
+        case "timestamp with time zone":
+            return str(value).removesuffix(":00") if str(value).endswith("+00:00") else str(value)
+        case "integer[]" | "bigint[]" | "text[]" | "boolean[]":
+            return _array_text(json.loads(value))
+        case "text" | "character varying" | "uuid" | "json" | "jsonb" | "date" | "timestamp without time zone":
+            assert isinstance(value, str), f"{type_} as {type(value).__name__}"
+            return value
+    raise AssertionError(f"the oracle does not know the type {type_}")
+
+
+def _numeric_text(value: Any, type_: str) -> str:
+    if isinstance(value, str):  # wider than a double is exact for, or what SQLite has no number for
+        return value
+    scale = int(type_.rstrip(")").partition(",")[2] or 0)
+    return f"{Decimal(repr(value)):.{scale}f}"
+
+
+def _float_text(value: float) -> str:
+    """Shortest digits that read back, as Postgres lays them out: scientific below 1e-4 and from 1e15 on."""
+    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
+    assert isinstance(exponent, int)
+    point = len(digits) + exponent
+    text = "".join(map(str, digits))
+    if value == 0:
+        shown = "0"
+    elif point < -3 or point > 15:
+        shown = f"{text[0]}{'.' if len(text) > 1 else ''}{text[1:]}e{'-' if point < 1 else '+'}{abs(point - 1):02d}"
+    else:
+        shown = f"{Decimal((0, digits, exponent)):f}"
+    return "-" + shown if sign else shown
+
+
+def _array_text(value: Any) -> str:
+    if isinstance(value, list):
+        return "{" + ",".join(map(_array_text, value)) + "}"
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return "t" if value else "f"
+    text = str(value)
+    if isinstance(value, str) and (not text or text.upper() == "NULL" or any(c in '{},"\\ \t\n\r\v\f' for c in text)):
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return text
+
+
+# Whole transactions on the way
+
+
+class TornWatcher:
+    """Reads every replica over and over in a thread and notes each snapshot that a query calls impossible.
+
+    `broken` are queries of a tenant's replica, `broken_shared` of the shared one, by what they look for: each answers
+    with rows only if the snapshot holds half of a transaction. They may use the parameter `:tenant`. Replicas that
+    are not ready are passed over: they do not claim to be whole. As a context manager it fails the test at the end.
+    """
+
+    def __init__(self, root: Path, broken: Mapping[str, str], broken_shared: Mapping[str, str]) -> None:
+        self.snapshots = 0
+        self.torn: list[str] = []
+        self._root = root
+        self._broken = broken
+        self._broken_shared = broken_shared
+        self._ended = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._watch, name="torn-watcher", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+        if kind is None:
+            self.verify()
+
+    def stop(self) -> None:
+        """End the thread, after one look at every replica as it is now."""
+        self._ended.set()
+        self._thread.join()
+
+    def verify(self) -> None:
+        """Fail when a torn transaction was seen, or when nothing was looked at."""
+        if self._failure is not None:
+            raise self._failure
+        assert not self.torn, "\n".join(self.torn[:10])
+        assert self.snapshots, "no replica was ready during the whole run"
+
+    def _watch(self) -> None:
+        try:
+            last = False
+            while not last:
+                last = self._ended.wait(0.05)  # a breath between rounds, for the processes that are watched
+                self._round()
+        except BaseException as error:  # noqa: BLE001 - `verify` raises it in the test's own thread
+            self._failure = error
+
+    def _round(self) -> None:
+        for tenant, path in replicas_in(self._root).items():
+            self._look(path, self._broken, tenant)
+        self._look(self._root / SHARED_FILE, self._broken_shared, "_shared")
+
+    def _look(self, path: Path, broken: Mapping[str, str], tenant: str) -> None:
+        try:
+            with reading(path) as replica:
+                found = replica.execute("select generation, commit_lsn, ready from _headrace_position").fetchone()
+                if found is None or not found[2]:
+                    return
+                for what, query in broken.items():
+                    row = replica.execute(query, {"tenant": tenant}).fetchone()
+                    if row is not None:
+                        self.torn.append(f"{what}: {path} at {found[0]}:{found[1]:X} shows {str(row)[:500]}")
+                self.snapshots += 1
+        except apsw.CantOpenError:  # not there (yet, or while a test puts an older one in its place)
+            return
+        except apsw.SQLError as error:
+            if "no such table: _headrace_position" not in str(error):  # a file that a test has emptied
+                raise

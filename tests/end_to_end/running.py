@@ -1,0 +1,135 @@
+"""Relay and applier over one source and one log, as threads of the test, so that it can wait for an LSN and see errors.
+
+Everything in them is real: the walsender, the log, the files. Processes, signals and crashes are tests/faults' matter.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import apsw
+
+from appliers.place import SHARED_FILE, replica_path
+from appliers.worker import Worker, WorkerOptions, WorkerStatus
+from cdc.lsn import parse_lsn
+from fanout.log import LogConfig, open_reader, open_writer
+from fanout.relay import Relay, RelayOptions
+from fanout.tenancy import Rule, Tenancy
+from tests.conftest import Database
+from tests.end_to_end.oracle import wait_until
+
+
+class Stage:
+    """Something that runs in a thread until it is stopped; its error is kept for the test."""
+
+    def __init__(self, name: str, run: Callable[[], None], stop: Callable[[], None]) -> None:
+        self.error: BaseException | None = None
+        self._stop = stop
+        self._run = run
+        self._thread = threading.Thread(target=self._guarded, name=name, daemon=True)
+        self._thread.start()
+
+    def _guarded(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:  # noqa: BLE001 - the test raises it, or expects it
+            self.error = error
+
+    def stop(self) -> None:
+        """End it in order, and raise what it raised."""
+        if self._thread.is_alive():
+            self._stop()
+        self._thread.join(60)
+        assert not self._thread.is_alive(), f"{self._thread.name} does not end"
+        if self.error is not None:
+            raise self.error
+
+    @property
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
+
+class Running:
+    """A pipeline; as a context manager it runs, and is stopped in order."""
+
+    def __init__(self, database: Database, log: LogConfig, root: Path, rules: Sequence[Rule], **relay: Any) -> None:
+        """`relay`: more of RelayOptions."""
+        self.conn = database.connect()
+        self._root = root
+        self._log = log
+        options = RelayOptions(
+            dsn=database.dsn, slot=database.name, publication="headrace", progress_interval_s=0.05, **relay
+        )
+        self._status = WorkerStatus()
+        self._writer, self._relay_reader = open_writer(log), open_reader(log)
+        self._reader = open_reader(log)
+        self._relay = Relay(options, Tenancy(rules), self._writer, self._relay_reader)
+        partitions = range(self._reader.partitions)
+        self._worker = Worker(WorkerOptions(root=root, status_interval_s=0.05), self._reader, partitions, self._note)
+        self._stages: list[Stage] = []
+
+    def _note(self, status: WorkerStatus) -> None:
+        self._status = status
+
+    def __enter__(self) -> Self:
+        self._stages = [
+            Stage("relay", self._relay.run, self._relay.stop),
+            Stage("applier", self._worker.run, self._worker.stop),
+        ]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            for stage in self._stages:
+                try:
+                    stage.stop()
+                except BaseException:
+                    if kind is None:
+                        raise
+        finally:
+            self._relay.__exit__(None, None, None)
+            for part in (self._writer, self._relay_reader, self._reader):
+                part.close()
+
+    def failure(self) -> BaseException:
+        """What one of the stages ended with, once it has; the test expects it."""
+        wait_until(lambda: any(stage.ended for stage in self._stages), "a stage ends by itself")
+        for stage in self._stages:
+            if stage.error is not None:
+                error, stage.error = stage.error, None
+                return error
+        raise AssertionError("a stage ended without an error")
+
+    def settle(self) -> None:
+        """Wait until all that has committed in Postgres by now is in the replicas."""
+        row = self.conn.execute("select pg_current_wal_lsn()::text").fetchone()
+        assert row is not None
+        target = parse_lsn(row[0])
+
+        def applied() -> bool:
+            for stage in self._stages:
+                if stage.error is not None:
+                    raise stage.error
+            places = self._status.places
+            return bool(places) and min(place.lsn for place in places) >= target
+
+        wait_until(applied, f"{row[0]} applied")
+
+    @property
+    def quarantined(self) -> int:
+        return self._status.quarantined
+
+    def query(self, tenant: str | None, statement: str) -> list[tuple[Any, ...]]:
+        """A query of the tenant's replica, or with None of the shared one."""
+        partitions = self._reader.partitions
+        path = self._root / SHARED_FILE if tenant is None else replica_path(self._root, tenant, partitions)
+        conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            conn.set_busy_timeout(10_000)
+            return list(conn.execute(statement))
+        finally:
+            conn.close()

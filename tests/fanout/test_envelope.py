@@ -1,0 +1,237 @@
+"""The wire contract: pinned bytes, pinned definitions, and what a reader of version 1 refuses and accepts."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdc.catalog import Index, TableFacts
+from cdc.pgoutput import UNCHANGED, Row
+from cdc.relation import Column, Relation, ReplicaIdentity
+from fanout import envelope
+from fanout.envelope import (
+    FIRST_COPY_CHUNK,
+    Catalog,
+    Changes,
+    Close,
+    CopyBegin,
+    CopyEnd,
+    Envelope,
+    Op,
+    Position,
+    Progress,
+    Run,
+    Schema,
+    Truncate,
+    decode,
+    digest_of,
+    encode,
+)
+from fanout.errors import EnvelopeUnknown
+from tests.fanout.wire_example import PAGE, PRODUCTS, page_with, render
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "envelope" / "v1.json"
+WHAT_TO_DO = (
+    "The wire format changed. Replicas and logs that exist hold version 1, so do not edit tests/golden/envelope/v1.json: "
+    "raise envelope.VERSION, keep reading version 1, pin the new version in a file of its own, and say so in "
+    "docs/wire-format.md and CHANGELOG.md. (Only while no release has been made may v1.json itself be written anew.)"
+)
+
+SAMPLES: dict[str, Envelope] = {
+    "changes": Changes(
+        1,
+        23_803_720,
+        2,
+        True,
+        1_764_000_000_000_000,
+        743,
+        1_764_000_000_123_456,
+        [
+            Run(Op.UPSERT, 5, False, [["acme", "7", "Mill wheel 🌊", None], ["acme", "8", "", "x"]]),
+            Run(Op.PATCH, 5, False, [["acme", "7", "new", UNCHANGED]]),
+            Run(Op.REKEY, 6, True, [["acme", "7", "a", "b"], ["acme", "9", "a", "b"]]),
+            Run(Op.DELETE, 5, False, [["acme", "8", None, None]]),
+            Run(Op.TRUNCATE, 5, False, []),
+        ],
+    ),
+    "changes of the first copy": Changes(
+        1, 23_803_000, FIRST_COPY_CHUNK + 3, True, 1, 0, 0, [Run(Op.UPSERT, 5, False, [["acme", "1"]])]
+    ),
+    "schema": Schema(1, 23_803_720, 0x7FFF_FFFF_FFFF_FFFF, PRODUCTS, "products", True, False, "tenant_id"),
+    "catalog": Catalog(
+        1,
+        23_803_720,
+        [
+            TableFacts(
+                16401, "public", "products", ("tenant_id", "id"), (Index("by_name", True, ("name", "id"), (False, True)),)
+            )
+        ],
+    ),
+    "truncate": Truncate(1, 23_803_720, 1, 2, 743, 1_764_000_000_123_456, [5, 6]),
+    "progress": Progress(1, 23_803_776, 2, 1_764_000_000_125_000, "7443121311232", 1, "headrace"),
+    "copy begin": CopyBegin(2, 3, "7443121311232", 1, "headrace"),
+    "copy end": CopyEnd(2, 23_803_000, 3, 1_000_000),
+    "close": Close(1, 23_803_720, 2, 1_764_000_000_123_456),
+}
+
+KINDS: tuple[type[msgspec.Struct], ...] = (Changes, Schema, Catalog, Truncate, Progress, CopyBegin, CopyEnd, Close)
+PARTS: tuple[type[msgspec.Struct], ...] = (Run, Relation, Column, TableFacts, Index)
+
+
+def definitions() -> dict[str, str]:
+    """Each type of the wire -> a digest of its name, tag, layout, and its fields with their types, in order."""
+    found = {"Op": repr([(op.name, op.value) for op in Op])}
+    for kind in (*KINDS, *PARTS):
+        info = msgspec.inspect.type_info(kind)
+        assert isinstance(info, msgspec.inspect.StructType)
+        fields = [(field.encode_name, str(kind.__annotations__[field.name])) for field in info.fields]
+        found[kind.__name__] = repr((info.tag, info.array_like, fields))
+    return {name: hashlib.blake2b(shape.encode(), digest_size=8).hexdigest() for name, shape in found.items()}
+
+
+def golden() -> dict[str, dict[str, str]]:
+    return msgspec.json.decode(GOLDEN.read_bytes(), type=dict[str, dict[str, str]])
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_bytes_of_every_kind_are_pinned(name: str) -> None:
+    """What is written today is what version 1 always was, and what was written then is read today."""
+    pinned = golden()["records"][name]
+    assert encode(SAMPLES[name]).hex() == pinned, WHAT_TO_DO
+    assert decode(bytes.fromhex(pinned)) == SAMPLES[name], WHAT_TO_DO
+
+
+def test_every_kind_has_a_sample_and_no_pin_is_forgotten() -> None:
+    """A kind that is added is pinned with it."""
+    assert {type(sample) for sample in SAMPLES.values()} == set(KINDS) == set(get_args(Envelope))
+    assert golden()["records"].keys() == SAMPLES.keys()
+
+
+def test_the_definitions_are_pinned() -> None:
+    """A field that is renamed, moved, retyped or added fires here, also where no sample would show it."""
+    assert definitions() == golden()["definitions"], WHAT_TO_DO
+
+
+def test_digests_are_pinned() -> None:
+    """A table's shape has the same number in every run of every relay: rows refer to it for ever."""
+    assert digest_of(PRODUCTS, "products") == int(golden()["digests"]["products"], 16), WHAT_TO_DO
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Relation(16402, *(getattr(PRODUCTS, name) for name in ("schema", "table", "identity", "columns"))),
+        Relation(16401, "public", "products", ReplicaIdentity.FULL, PRODUCTS.columns),
+        Relation(16401, "public", "products", ReplicaIdentity.DEFAULT, PRODUCTS.columns[:3]),
+        Relation(
+            16401,
+            "public",
+            "products",
+            ReplicaIdentity.DEFAULT,
+            (*PRODUCTS.columns[:3], Column("price", 1700, "", -1, False)),
+        ),
+    ],
+)
+def test_another_shape_has_another_digest(other: Relation) -> None:
+    """Oid, identity, columns, types: whatever rows depend on."""
+    assert digest_of(other, "products") != digest_of(PRODUCTS, "products")
+    assert 0 <= digest_of(other, "products") < 2**63
+
+
+# Other versions
+
+
+@pytest.mark.parametrize("value", [b"", b"\x00", b"\x02" + encode(SAMPLES["close"])[1:], b"{}", b"\xff\xff"])
+def test_another_version_is_refused(value: bytes) -> None:
+    """A record that a newer Headrace wrote, or nobody, is an error that says to upgrade; it is never passed over."""
+    with pytest.raises(EnvelopeUnknown):
+        decode(value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [[], [99, 1, 2], [1, 1], ["1"], {"a": 1}, [4, 1, 2, 3, 4, 5, 6, "x"], [1, 1, 1, 0, True, 1, 1, 1, [[9, 1, False, []]]]],
+)
+def test_a_broken_body_is_refused(body: object) -> None:
+    """An unknown kind or operation, missing fields, or fields of another type."""
+    with pytest.raises(EnvelopeUnknown):
+        decode(b"\x01" + msgspec.msgpack.encode(body))
+
+
+@given(st.binary(max_size=60))
+def test_random_bytes_are_refused_with_our_error(noise: bytes) -> None:
+    """Whatever is in the log, reading it ends in a record or in EnvelopeUnknown."""
+    try:
+        decode(b"\x01" + noise)
+    except EnvelopeUnknown as error:
+        assert error.hint  # noqa: PT017 - both outcomes are right
+
+
+def test_fields_that_a_later_version_appends_are_passed_over() -> None:
+    """New writes, old reads: within a version fields may be added at the end of a record, and only there."""
+    for sample in SAMPLES.values():
+        fields: list[Any] = msgspec.msgpack.decode(encode(sample)[1:])
+        assert decode(b"\x01" + msgspec.msgpack.encode([*fields, "new"])) == sample
+
+
+# Values
+
+
+VALUE = st.one_of(st.none(), st.just(UNCHANGED), st.text(st.characters(exclude_categories=["Cs"])))
+
+
+@given(st.lists(st.lists(VALUE, min_size=1, max_size=5), max_size=5))
+def test_every_row_survives(rows: list[Row]) -> None:
+    """Text, null and unchanged are three things, whatever the text says (cases.md T16)."""
+    sent = Changes(1, 2, 0, True, 3, 4, 5, [Run(Op.PATCH, 1, False, rows)])
+    received = decode(encode(sent))
+    assert received == sent
+    assert isinstance(received, Changes)
+    for row, before in zip(received.runs[0].rows, rows, strict=True):
+        assert [value is UNCHANGED for value in row] == [value is UNCHANGED for value in before]
+
+
+def test_text_that_looks_like_a_sign_is_text() -> None:
+    """A user's string equal to anything that stands for something else stays a string."""
+    row: Row = ["0", "null", "unchanged", "__debezium_unavailable_value", "", UNCHANGED, None]
+    received = decode(encode(Changes(1, 2, 0, True, 3, 4, 5, [Run(Op.PATCH, 1, False, [row])])))
+    assert isinstance(received, Changes)
+    assert received.runs[0].rows == [row]
+
+
+def test_positions_compare_in_the_order_of_the_stream() -> None:
+    """Generation before LSN before chunk; the first copy before what is streamed at its LSN."""
+    ordered = [
+        envelope.START,
+        Position(1, 100, FIRST_COPY_CHUNK),
+        Position(1, 100, -1),
+        Position(1, 100, 0),
+        Position(1, 101, 0),
+        Position(2, 1, FIRST_COPY_CHUNK),
+    ]
+    assert sorted(ordered) == ordered
+    assert str(Position(1, 0x16B374D848, 0)) == "1:16/B374D848:0"
+
+
+# The page
+
+
+def test_the_example_on_the_page_is_what_the_code_writes() -> None:
+    """docs/wire-format.md cannot drift; `python -m tests.fanout.wire_example` writes the example anew."""
+    page = PAGE.read_text()
+    assert page == page_with(render(), page), "run `python -m tests.fanout.wire_example`"
+
+
+def test_the_page_names_every_kind_and_field() -> None:
+    """Another consumer can be written from the page alone."""
+    page = PAGE.read_text()
+    for kind in KINDS:
+        assert f"### {kind.__name__}\n" in page
+    names = [op.name for op in Op] + [field.name for kind in (*KINDS, *PARTS) for field in msgspec.structs.fields(kind)]
+    assert [name for name in names if f"`{name}`" not in page] == []

@@ -1,0 +1,75 @@
+"""A real Kafka broker for tests, run through `infra/kafka.sh`.
+
+It has a second listener whose advertised port is another: whatever listens there (a `tests.proxy.Proxy`) stands
+between the broker and every client that was told to use it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+from headrace.local_postgres import free_port
+
+SCRIPT = Path(__file__).parent.parent / "infra" / "kafka.sh"
+
+
+def kafka_version() -> str:
+    """The version that the script runs."""
+    default = re.search(r"KAFKA_VERSION:-([\d.]+)", SCRIPT.read_text())
+    assert default is not None
+    return os.environ.get("KAFKA_VERSION", default[1])
+
+
+def what_kafka_lacks() -> str:
+    """Why no broker can run on this machine; empty when one can."""
+    missing = [program for program in ("java", "mvn") if not shutil.which(program)]
+    return f"a Kafka broker needs Java 17 and Maven: no {' and no '.join(missing)} on PATH" if missing else ""
+
+
+class KafkaBroker:
+    """One broker with its data in `directory`, which is the caller's to delete."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = free_port(4)  # plain, controller, and what lies behind and before a proxy
+        self.behind_proxy_port = self.port + 2
+        self.proxied_port = self.port + 3
+
+    @property
+    def bootstrap(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Return when it is ready, which takes a few seconds."""
+        properties = f"""
+listeners=PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self.port + 1},PROXIED://127.0.0.1:{self.behind_proxy_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{self.port},PROXIED://127.0.0.1:{self.proxied_port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT
+broker.heartbeat.interval.ms=500
+broker.session.timeout.ms=2000
+"""
+        self._script("start", str(self.port), KAFKA_PROPERTIES=properties)
+
+    def stop(self) -> None:
+        self._script("stop")
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until its port is closed. `start` recovers."""
+        os.kill(int((self.directory / "pid").read_text()), signal.SIGKILL)
+        self._script("stop")
+
+    def _script(self, command: str, *args: str, **environment: str) -> None:
+        done = subprocess.run(
+            [SCRIPT, command, self.directory, *args],
+            env={"KAFKA_HEAP": "512m", **os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
