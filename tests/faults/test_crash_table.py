@@ -137,8 +137,11 @@ def put(pipeline: Pipeline, name: str, content: bytes | None) -> None:
         path.write_bytes(content)
 
 
-def test_relay_dies_in_the_first_copy(pipeline: Pipeline, seed: int) -> None:
+def test_relay_dies_in_the_first_copy(
+    new_pipeline: Callable[..., Pipeline], database: Database, log: LogConfig, seed: int
+) -> None:
     """A first copy that breaks off starts over as a new generation, and no replica shows half of one as ready (R17)."""
+    pipeline = new_pipeline(database, log, padding=20_000)  # more batches than the points below count
     points = ("relay.copy-begun", "relay.copy-slot-made", "relay.copy-rows:2", "relay.copy-rows:5", "relay.copy-ended")
     applier = pipeline.applier()
     with pipeline.watcher(), pipeline.traffic(seed, pause_s=0.02) as traffic:
