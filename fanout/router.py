@@ -21,6 +21,7 @@ import msgspec
 from cdc import catalog
 from cdc.errors import UnknownRelation
 from cdc.pgoutput import UNCHANGED, Delete, Insert, LogicalMessage, Row, Truncate, Update, Value
+from cdc.refill import RefillRequest
 from cdc.relation import Relation
 from cdc.transaction import Transaction
 from fanout import envelope
@@ -100,6 +101,8 @@ class Router:
         self._chunks: dict[str, int] = {}
         self._next_chunk = 0
         self._truncates = 0
+        self.wanted: list[RefillRequest] = []
+        """What replicas lack after the transactions routed so far; whoever reads it again takes it out."""
         self.skipped_rows = 0
         """Rows left out because a rule said so (`ignore`, `on_null = "skip"`)."""
         self.routed_rows = 0
