@@ -155,9 +155,9 @@ class Tail:
             yield Shown(record, body)
 
 
-def _when(shown: Shown) -> tuple[int, Position, int]:
-    """Orders records of several partitions: appended within a millisecond, by commit."""
-    return shown.record.time_ms, position_of(shown.body), shown.record.offset
+def _when(shown: Shown) -> tuple[Position, int, int]:
+    """Orders records of several partitions by commit: a partition's own clock tells when its batch was written."""
+    return position_of(shown.body), shown.record.time_ms, shown.record.offset
 
 
 # --- the command ---

@@ -17,6 +17,7 @@ import itertools
 import os
 import platform
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -40,6 +41,10 @@ SETTINGS = {**LOGICAL, "max_wal_senders": 64, "max_replication_slots": 64, "max_
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 PARTS = {"postgres": {"postgres", "new_postgres"}, "kafka": {"kafka_broker", "new_kafka"}}
 DATABASE_NUMBERS = itertools.count(1)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # run in the background of a shell: commands under test would inherit it, and be deaf to Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # How tests are chosen and reported
