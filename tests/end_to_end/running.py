@@ -57,12 +57,16 @@ class Running:
     """A pipeline; as a context manager it runs, and is stopped in order."""
 
     def __init__(self, database: Database, log: LogConfig, root: Path, rules: Sequence[Rule], **relay: Any) -> None:
-        """`relay`: more of RelayOptions."""
+        """`relay`: more of RelayOptions; `slot` is otherwise called as the database."""
         self.conn = database.connect()
         self._root = root
         self._log = log
         options = RelayOptions(
-            dsn=database.dsn, slot=database.name, publication="headrace", progress_interval_s=0.05, **relay
+            dsn=database.dsn,
+            slot=relay.pop("slot", database.name),
+            publication="headrace",
+            progress_interval_s=0.05,
+            **relay,
         )
         self._status = WorkerStatus()
         self._writer, self._relay_reader = open_writer(log), open_reader(log)
