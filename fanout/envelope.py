@@ -1,12 +1,14 @@
-"""The wire contract between relay and appliers: what a record of the log holds. Version 1, described in docs/wire-format.md.
+"""The wire contract between relay and appliers: what a record of the log holds. Described in docs/wire-format.md.
 
-A record's value is one byte, the version (1), followed by one MessagePack array whose first element is the kind.
-Golden bytes are pinned in tests/fanout/test_envelope.py: a change that breaks them is a new version, never an edit.
+A record's value is one byte, the version, followed by one MessagePack array whose first element is the kind. Version 2
+is version 1 with more kinds and operations; a record says 2 only when it uses one of them. Golden bytes are pinned in
+tests/fanout/test_envelope.py: a change that breaks them is a new version, never an edit.
 
     key = tenant id    Changes                       one tenant's part of one transaction, or of the first copy
     key = null         Changes                       rows of shared tables
     key = null         Schema Catalog Truncate Close for every tenant, in commit order
     key = null         Progress CopyBegin CopyEnd    how far the source is
+    key = null         RefillBegin RefillEnd         a table is read again, and rows that do not come are gone (version 2)
 
 Order and identity are `Position`: (generation, commit_lsn, chunk). A transaction of several records for one tenant
 numbers them from chunk 0; only the last has `last = true`, and nothing of it is shown before. A resend may cut it at
@@ -32,6 +34,8 @@ from cdc.relation import Relation
 from fanout.errors import EnvelopeUnknown
 
 VERSION: Final = 1
+NEWER_VERSION: Final = 2
+"""Of records that hold an operation above TRUNCATE or are of a kind above Close."""
 
 FIRST_COPY_CHUNK: Final = -(1 << 40)
 
@@ -59,6 +63,11 @@ class Op(enum.IntEnum):
     REKEY     rows: [old, new, ...]  pairs: an update that changed the identity, or any update under identity FULL
     DELETE    rows: [old, ...]       under a key identity, null in every column outside the key
     TRUNCATE  rows: []               this tenant's table is empty now: the source table is this tenant's alone, or shared
+
+    Version 2, for rows some of whose values the stream does not bring (docs/decisions/0010):
+
+    INCOMPLETE  rows: [new, ...]     new here, with unchanged values: to be shown only when later records have brought them
+    OVERLAY     rows: [new, ...]     a PATCH; whoever lacks the row passes it over: a refill brings the row
     """
 
     UPSERT = 0
@@ -66,6 +75,8 @@ class Op(enum.IntEnum):
     REKEY = 2
     DELETE = 3
     TRUNCATE = 4
+    INCOMPLETE = 5
+    OVERLAY = 6
 
 
 class Run(msgspec.Struct, array_like=True, gc=False):
@@ -132,8 +143,24 @@ class Truncate(msgspec.Struct, array_like=True, tag=4):
     schemas: list[int]
 
 
+class Refill(msgspec.Struct, array_like=True):
+    """What is still to be read from a table again. For the relay that goes on; nobody else needs it.
+
+    `keys`: just these rows; empty: the table, in the order of its key, from behind `after` on (empty: from the start).
+    `replace`: rows that the source has no more go at the end. `begun`: its RefillBegin is in the log.
+    """
+
+    oid: int
+    replace: bool
+    keys: list[tuple[str, ...]]
+    begun: bool
+    after: tuple[str, ...]
+
+
 class Progress(msgspec.Struct, array_like=True, tag=5):
-    """Everything that committed before `lsn` is in the log before this record. Written before Postgres is told `lsn`."""
+    """Everything that committed before `lsn` is in the log before this record. Written before Postgres is told `lsn`.
+
+    `refills`: what the records before this one ask for and do not bring."""
 
     generation: int
     lsn: int
@@ -142,6 +169,7 @@ class Progress(msgspec.Struct, array_like=True, tag=5):
     system_id: str
     timeline: int
     slot: str
+    refills: list[Refill] = []
 
 
 class CopyBegin(msgspec.Struct, array_like=True, tag=6):
@@ -172,21 +200,50 @@ class Close(msgspec.Struct, array_like=True, tag=8):
     commit_time_us: int
 
 
-Envelope: TypeAlias = Changes | Schema | Catalog | Truncate | Progress | CopyBegin | CopyEnd | Close
+class RefillBegin(msgspec.Struct, array_like=True, tag=9):
+    """From here to RefillEnd the table's rows are read again: note which rows there are, and of these forget those that
+    any record names. A transaction of its own. `schema`: the table's digest; a replica's table of another oid is not it."""
+
+    generation: int
+    commit_lsn: int
+    relay: int
+    commit_time_us: int
+    schema: int
+
+
+class RefillEnd(msgspec.Struct, array_like=True, tag=10):
+    """Every row has been read: what is still noted is not in the source and goes. A transaction of its own.
+
+    `whole`: false when the refill was given up; then nothing goes."""
+
+    generation: int
+    commit_lsn: int
+    relay: int
+    commit_time_us: int
+    schema: int
+    whole: bool
+
+
+Envelope: TypeAlias = (
+    Changes | Schema | Catalog | Truncate | Progress | CopyBegin | CopyEnd | Close | RefillBegin | RefillEnd
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Envelope)
-_PREFIX = bytes([VERSION])
+_PREFIX, _NEWER_PREFIX = bytes([VERSION]), bytes([NEWER_VERSION])
+_NEWER_KINDS: Final = frozenset({RefillBegin, RefillEnd})
 
 
-def encode(envelope: Envelope) -> bytes:
-    """Envelope -> a record's value."""
+def encode(envelope: Envelope, *, newer: bool = False) -> bytes:
+    """Envelope -> a record's value. `newer`: it is a Changes with an operation of version 2."""
+    if newer or type(envelope) in _NEWER_KINDS:
+        return _NEWER_PREFIX + _encoder.encode(envelope)
     return _PREFIX + _encoder.encode(envelope)
 
 
 def decode(value: bytes) -> Envelope:
     """A record's value -> Envelope. Raises EnvelopeUnknown for another version or a broken body."""
-    if value[:1] != _PREFIX:
+    if value[:1] not in (_PREFIX, _NEWER_PREFIX):
         raise EnvelopeUnknown("A record of an unknown envelope version", version=value[0] if value else None)
     try:
         body: Envelope = _decoder.decode(memoryview(value)[1:])

@@ -23,6 +23,8 @@ from fanout.envelope import (
     Op,
     Position,
     Progress,
+    RefillBegin,
+    RefillEnd,
     Run,
     Schema,
     Truncate,
@@ -38,6 +40,8 @@ _KINDS: Final[dict[type[Envelope], str]] = {
     CopyBegin: "copy-begin",
     CopyEnd: "copy-end",
     Close: "close",
+    RefillBegin: "refill-begin",
+    RefillEnd: "refill-end",
 }
 
 
@@ -67,7 +71,7 @@ def position_of(body: Envelope) -> Position:
             return Position(generation, lsn, 0)
         case CopyBegin(generation):
             return Position(generation, 0, 0)
-        case Schema() | Catalog() | Truncate() | CopyEnd() | Close():
+        case Schema() | Catalog() | Truncate() | CopyEnd() | Close() | RefillBegin() | RefillEnd():
             return Position(body.generation, body.commit_lsn, 0)
 
 
@@ -99,6 +103,8 @@ def detail(body: Envelope, schemas: Mapping[int, Schema]) -> str:
             return f"{len(body.tables)} tables"
         case Truncate():
             return ", ".join(_table(digest, schemas) for digest in body.schemas)
+        case RefillBegin() | RefillEnd():
+            return _table(body.schema, schemas)
         case CopyEnd():
             return f"{body.rows} rows"
         case _:
@@ -146,6 +152,8 @@ def document(shown: Shown, schemas: Mapping[int, Schema], *, rows: bool) -> dict
             content |= {"table": body.name, "columns": [column.name for column in body.relation.columns]}
         case Truncate():
             content["tables"] = [_table(digest, schemas) for digest in body.schemas]
+        case RefillBegin() | RefillEnd():
+            content["tables"] = [_table(body.schema, schemas)]
         case CopyEnd():
             content["rows"] = body.rows
         case _:

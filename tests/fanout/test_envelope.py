@@ -26,6 +26,9 @@ from fanout.envelope import (
     Op,
     Position,
     Progress,
+    Refill,
+    RefillBegin,
+    RefillEnd,
     Run,
     Schema,
     Truncate,
@@ -36,11 +39,12 @@ from fanout.envelope import (
 from fanout.errors import EnvelopeUnknown
 from tests.fanout.wire_example import PAGE, PRODUCTS, page_with, render
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "envelope" / "v1.json"
+GOLDEN = Path(__file__).parent.parent / "golden" / "envelope"
 WHAT_TO_DO = (
     "The wire format changed. Replicas and logs that exist hold version 1, so do not edit tests/golden/envelope/v1.json: "
-    "raise envelope.VERSION, keep reading version 1, pin the new version in a file of its own, and say so in "
-    "docs/wire-format.md and CHANGELOG.md. (Only while no release has been made may v1.json itself be written anew.)"
+    "what is added (fields at the end; kinds and operations, which are version 2) is pinned in v2.json, all that v1.json "
+    "holds must still be read, and docs/wire-format.md and CHANGELOG.md say so. (v2.json may be written anew until a "
+    "release has it.)"
 )
 
 SAMPLES: dict[str, Envelope] = {
@@ -60,6 +64,19 @@ SAMPLES: dict[str, Envelope] = {
             Run(Op.TRUNCATE, 5, False, []),
         ],
     ),
+    "changes of version 2": Changes(
+        1,
+        23_803_720,
+        0,
+        True,
+        2,
+        743,
+        1_764_000_000_123_456,
+        [
+            Run(Op.INCOMPLETE, 5, False, [["acme", "7", UNCHANGED, None]]),
+            Run(Op.OVERLAY, 5, False, [["acme", "8", UNCHANGED, "x"]]),
+        ],
+    ),
     "changes of the first copy": Changes(
         1, 23_803_000, FIRST_COPY_CHUNK + 3, True, 1, 0, 0, [Run(Op.UPSERT, 5, False, [["acme", "1"]])]
     ),
@@ -75,19 +92,32 @@ SAMPLES: dict[str, Envelope] = {
     ),
     "truncate": Truncate(1, 23_803_720, 1, 2, 743, 1_764_000_000_123_456, [5, 6]),
     "progress": Progress(1, 23_803_776, 2, 1_764_000_000_125_000, "7443121311232", 1, "headrace"),
+    "progress of a refill": Progress(
+        1,
+        23_803_776,
+        2,
+        1_764_000_000_125_000,
+        "7443121311232",
+        1,
+        "headrace",
+        [Refill(16401, True, [], True, ("acme", "7")), Refill(16402, False, [("acme", "1"), ("acme", "2")], False, ())],
+    ),
     "copy begin": CopyBegin(2, 3, "7443121311232", 1, "headrace"),
     "copy end": CopyEnd(2, 23_803_000, 3, 1_000_000),
     "close": Close(1, 23_803_720, 2, 1_764_000_000_123_456),
+    "refill begin": RefillBegin(1, 23_803_720, 2, 1_764_000_000_123_456, 5),
+    "refill end": RefillEnd(1, 23_803_820, 2, 1_764_000_000_223_456, 5, True),
 }
 
 KINDS: tuple[type[msgspec.Struct], ...] = (Changes, Schema, Catalog, Truncate, Progress, CopyBegin, CopyEnd, Close)
-PARTS: tuple[type[msgspec.Struct], ...] = (Run, Relation, Column, TableFacts, Index)
+NEWER_KINDS: tuple[type[msgspec.Struct], ...] = (RefillBegin, RefillEnd)
+PARTS: tuple[type[msgspec.Struct], ...] = (Run, Relation, Column, TableFacts, Index, Refill)
 
 
 def definitions() -> dict[str, str]:
     """Each type of the wire -> a digest of its name, tag, layout, and its fields with their types, in order."""
     found = {"Op": repr([(op.name, op.value) for op in Op])}
-    for kind in (*KINDS, *PARTS):
+    for kind in (*KINDS, *NEWER_KINDS, *PARTS):
         info = msgspec.inspect.type_info(kind)
         assert isinstance(info, msgspec.inspect.StructType)
         fields = [(field.encode_name, str(kind.__annotations__[field.name])) for field in info.fields]
@@ -95,32 +125,44 @@ def definitions() -> dict[str, str]:
     return {name: hashlib.blake2b(shape.encode(), digest_size=8).hexdigest() for name, shape in found.items()}
 
 
-def golden() -> dict[str, dict[str, str]]:
-    return msgspec.json.decode(GOLDEN.read_bytes(), type=dict[str, dict[str, str]])
+def golden(version: int) -> dict[str, dict[str, str]]:
+    return msgspec.json.decode((GOLDEN / f"v{version}.json").read_bytes(), type=dict[str, dict[str, str]])
+
+
+def encoded(name: str) -> bytes:
+    return encode(SAMPLES[name], newer=name == "changes of version 2")
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_the_bytes_of_every_kind_are_pinned(name: str) -> None:
-    """What is written today is what version 1 always was, and what was written then is read today."""
-    pinned = golden()["records"][name]
-    assert encode(SAMPLES[name]).hex() == pinned, WHAT_TO_DO
-    assert decode(bytes.fromhex(pinned)) == SAMPLES[name], WHAT_TO_DO
+    """What is written today is what was always written, or what the newer version pins in its place; both are read."""
+    first, newer = golden(1)["records"].get(name), golden(2)["records"].get(name)
+    assert encoded(name).hex() == (newer or first), WHAT_TO_DO
+    for pinned in filter(None, (first, newer)):
+        assert decode(bytes.fromhex(pinned)) == SAMPLES[name], WHAT_TO_DO
+
+
+def test_only_what_is_new_is_of_the_newer_version() -> None:
+    """Readers of version 1 read all but the records that they could not understand."""
+    newer = {name for name in SAMPLES if encoded(name)[0] == envelope.NEWER_VERSION}
+    assert newer == {"changes of version 2", "refill begin", "refill end"}
+    assert all(encoded(name)[0] == envelope.VERSION for name in SAMPLES.keys() - newer)
 
 
 def test_every_kind_has_a_sample_and_no_pin_is_forgotten() -> None:
     """A kind that is added is pinned with it."""
-    assert {type(sample) for sample in SAMPLES.values()} == set(KINDS) == set(get_args(Envelope))
-    assert golden()["records"].keys() == SAMPLES.keys()
+    assert {type(sample) for sample in SAMPLES.values()} == {*KINDS, *NEWER_KINDS} == set(get_args(Envelope))
+    assert golden(1)["records"].keys() | golden(2)["records"].keys() == SAMPLES.keys()
 
 
 def test_the_definitions_are_pinned() -> None:
     """A field that is renamed, moved, retyped or added fires here, also where no sample would show it."""
-    assert definitions() == golden()["definitions"], WHAT_TO_DO
+    assert definitions() == golden(1)["definitions"] | golden(2)["definitions"], WHAT_TO_DO
 
 
 def test_digests_are_pinned() -> None:
     """A table's shape has the same number in every run of every relay: rows refer to it for ever."""
-    assert digest_of(PRODUCTS, "products") == int(golden()["digests"]["products"], 16), WHAT_TO_DO
+    assert digest_of(PRODUCTS, "products") == int(golden(1)["digests"]["products"], 16), WHAT_TO_DO
 
 
 @pytest.mark.parametrize(
@@ -147,7 +189,7 @@ def test_another_shape_has_another_digest(other: Relation) -> None:
 # Other versions
 
 
-@pytest.mark.parametrize("value", [b"", b"\x00", b"\x02" + encode(SAMPLES["close"])[1:], b"{}", b"\xff\xff"])
+@pytest.mark.parametrize("value", [b"", b"\x00", b"\x03" + encode(SAMPLES["close"])[1:], b"{}", b"\xff\xff"])
 def test_another_version_is_refused(value: bytes) -> None:
     """A record that a newer Headrace wrote, or nobody, is an error that says to upgrade; it is never passed over."""
     with pytest.raises(EnvelopeUnknown):
@@ -176,8 +218,9 @@ def test_random_bytes_are_refused_with_our_error(noise: bytes) -> None:
 def test_fields_that_a_later_version_appends_are_passed_over() -> None:
     """New writes, old reads: within a version fields may be added at the end of a record, and only there."""
     for sample in SAMPLES.values():
-        fields: list[Any] = msgspec.msgpack.decode(encode(sample)[1:])
-        assert decode(b"\x01" + msgspec.msgpack.encode([*fields, "new"])) == sample
+        value = encode(sample)
+        fields: list[Any] = msgspec.msgpack.decode(value[1:])
+        assert decode(value[:1] + msgspec.msgpack.encode([*fields, "new"])) == sample
 
 
 # Values
@@ -231,7 +274,8 @@ def test_the_example_on_the_page_is_what_the_code_writes() -> None:
 def test_the_page_names_every_kind_and_field() -> None:
     """Another consumer can be written from the page alone."""
     page = PAGE.read_text()
-    for kind in KINDS:
+    for kind in (*KINDS, *NEWER_KINDS):
         assert f"### {kind.__name__}\n" in page
-    names = [op.name for op in Op] + [field.name for kind in (*KINDS, *PARTS) for field in msgspec.structs.fields(kind)]
+    kinds = (*KINDS, *NEWER_KINDS, *PARTS)
+    names = [op.name for op in Op] + [field.name for kind in kinds for field in msgspec.structs.fields(kind)]
     assert [name for name in names if f"`{name}`" not in page] == []
