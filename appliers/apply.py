@@ -90,7 +90,21 @@ class Replica:
         self._open: _OpenTransaction | None = None
         self._in_transaction = False
         self.rows = 0
+        self._file = self._file_now()
         self._reload()
+
+    def _file_now(self) -> tuple[int, int] | None:
+        """What tells the file at our path from another one put there."""
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the file that we write is the one that readers open."""
+        return self._file_now() == self._file
 
     def _reload(self) -> None:
         found = position.read_position(self._conn)
@@ -223,6 +237,13 @@ class Replica:
             for plan in map(self._catalog.plan, record.schemas):
                 if plan.name in here:
                     self._empty(plan)
+
+    def holds_rows(self, digests: Sequence[int]) -> bool:
+        """Whether any of these tables is here and not empty. Raises as `apply`."""
+        with self._rolled_back():
+            here = replica.shapes(self._conn)
+            names = [name for name in (self._catalog.plan(digest).name for digest in digests) if name in here]
+            return any(self._conn.execute(f"select exists (select 1 from {quote(name)})").get for name in names)
 
     def close_transaction(self, record: Close) -> None:
         """The end of a transaction that held a Truncate. Raises as `apply`."""

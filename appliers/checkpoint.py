@@ -46,6 +46,9 @@ class Checkpointer:
             except apsw.BusyError:
                 # someone recovers or checkpoints this file at this moment; it is put again when it has grown
                 continue
+            except apsw.CantOpenError as error:
+                if path.exists():  # one that was removed has nothing to be moved; the worker finds that out
+                    self._failed.put((path, error))
             except apsw.Error as error:
                 self._failed.put((path, error))
 

@@ -2,7 +2,7 @@
 
 ApplyError
   TenantError              (quarantine) one tenant cannot go on; the others do
-    RowMissing PositionGap SchemaDrift ReplicaCorrupt ReplicaForeign RecordRefused
+    RowMissing PositionGap SchemaDrift ReplicaCorrupt ReplicaForeign ReplicaLost RecordRefused
   StorageUnavailable       (retry) disk full, I/O error, no descriptors: nobody's fault, nothing is lost
   PartitionInUse StateForeign ReplicasMissing TenantUnknown
 """
@@ -51,6 +51,12 @@ class ReplicaForeign(TenantError):
     """A file in the replica's place that is not this tenant's replica; it is not touched."""
 
     default_hint = "Move the file away, or point `replicas.path` to a directory of Headrace's own."
+
+
+class ReplicaLost(TenantError):
+    """The replica's file was removed or exchanged: a new one would hold only what changes from now on."""
+
+    default_hint = "`headrace relay --new-generation` copies afresh. An older copy of the file lacks what came after it."
 
 
 class StorageUnavailable(ApplyError):

@@ -8,7 +8,7 @@ One that holds half of a transaction is never closed by the pool.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from appliers.apply import Replica
 
@@ -47,8 +47,9 @@ class Pool:
             self._on_close(replica)
             replica.close()
 
-    def __iter__(self) -> Iterator[Replica]:
-        return iter(self._warm.values())
+    def items(self) -> list[tuple[str, Replica]]:
+        """The warm ones by name, as they are now."""
+        return list(self._warm.items())
 
     def __len__(self) -> int:
         return len(self._warm)

@@ -3,6 +3,7 @@
     partitions   the offset from which a partition must be read again; its generation; how far the source is
     schemas, facts   the tables, so that reading may start in the middle of the log
     quarantine   tenants that stopped, each with the place of its record and the reason
+    replicas     the tenants that have a file, by generation (`appliers.roster`)
 
 Invariant: a partition's offset is written only after everything below it is durable in the replicas (`appliers.barrier`),
 so after any crash reading starts at or before the first record that a replica may lack. The file itself needs no
@@ -31,6 +32,8 @@ from fanout.log.interface import BEGINNING
 
 APPLICATION_ID: Final = 0x48445253  # "HDRS"
 _FORMAT: Final = "1"
+SHARED_PARTITION: Final = -1
+"""Where the shared replica is noted: it is of no partition."""
 
 _CREATE = """
 create table meta (name text primary key, value text not null) strict;
@@ -44,6 +47,7 @@ create table quarantine (
   tenant text primary key, partition integer not null, offset integer not null, position text not null,
   error text not null, reason text not null, hint text not null, since_ms integer not null
 ) strict;
+create table replicas (tenant text primary key, partition integer not null, generation integer not null) strict;
 """
 
 
@@ -188,9 +192,19 @@ class State:
             found = select_partitions(self._conn)
         return {partition: found.get(partition) or PartitionState(partition) for partition in wanted}
 
-    def save_partitions(self, states: Mapping[int, PartitionState]) -> None:
-        """Called behind the barrier only. Raises StorageUnavailable, as all that writes here."""
+    def replicas(self, wanted: Iterable[int]) -> dict[str, int]:
+        """The tenants of these partitions that have a file, and the shared replica: name -> generation."""
+        owned = {*wanted, SHARED_PARTITION}
+        with _translated(self._path):
+            rows: list[Any] = self._conn.execute("select tenant, partition, generation from replicas").fetchall()
+        return {tenant: generation for tenant, partition, generation in rows if partition in owned}
+
+    def save_partitions(self, states: Mapping[int, PartitionState], replicas: Iterable[tuple[str, int, int]] = ()) -> None:
+        """`replicas`: (tenant, partition, generation) of files that these offsets have made.
+
+        Called behind the barrier only. Raises StorageUnavailable, as all that writes here."""
         with _translated(self._path), self._conn:
+            self._conn.executemany("insert or replace into replicas values (?, ?, ?)", replicas)
             self._conn.executemany(
                 "insert or replace into partitions values (?, ?, ?, ?, ?, ?)",
                 [(s.partition, s.offset, s.generation, int(s.ready), s.lsn, s.time_us) for s in states.values()],

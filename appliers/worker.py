@@ -23,25 +23,26 @@ from appliers.apply import Numbered, Replica
 from appliers.barrier import Barrier
 from appliers.catalog import Catalog
 from appliers.checkpoint import Checkpointer
-from appliers.errors import ReplicaCorrupt, ReplicaForeign, TenantError
-from appliers.place import SHARED_FILE, SUFFIX, decode_name, replica_files, replica_path
+from appliers.errors import ReplicaCorrupt, ReplicaForeign, ReplicaLost, TenantError
+from appliers.place import SHARED_FILE, SHARED_NAME, SUFFIX, decode_name, encode_name, replica_files, replica_path
 from appliers.pool import Pool
 from appliers.position import position_of
 from appliers.replica import Template
-from appliers.state import PartitionState, Quarantined, State
+from appliers.roster import Roster
+from appliers.state import SHARED_PARTITION, PartitionState, Quarantined, State
+from appliers.truncates import Truncates, finish
 from appliers.types import As
 from cdc import failpoints
 from cdc.lsn import format_lsn
 from fanout import envelope
 from fanout.envelope import Changes, Close, CopyBegin, CopyEnd, Envelope, Progress, Schema, Truncate
 from fanout.errors import EnvelopeUnknown, LogTrimmed
-from fanout.log.interface import LogReader, Record
+from fanout.log.interface import LogReader, Record, partition_of
 from fanout.tenancy import SHARED_TENANT
 
 log = structlog.get_logger("applier")
 
-_SHARED_KEY = b"\0"
-"""Stands for the shared replica among keys: no tenant id holds a NUL."""
+_SHARED_KEY = SHARED_NAME.encode()
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +99,7 @@ class Worker:
             self._state.load_catalog(self._catalog)
             self._partitions: dict[int, PartitionState] = self._state.partitions(partitions)
             self._quarantined = self._state.quarantined()
+            self._roster = Roster(self._state.replicas(partitions))
         except BaseException:
             self._state.close()  # or its locks would outlive this attempt
             raise
@@ -106,11 +108,11 @@ class Worker:
         self._barrier = Barrier(options.root, reader.wake)
         self._pool = Pool(options.warm_replicas, self._open_replica, self._closing)
         self._unfinished: set[str] = set()
-        self._truncates: dict[int, list[tuple[Truncate, int]]] = {}
-        """Partition -> the truncates, with their offsets, of the transaction that is open in it."""
+        self._truncates = Truncates()
         self._dirty = False
         self._untold = False
         self._at_barrier: dict[int, PartitionState] = {}
+        self._noted_at_barrier: dict[str, int] = {}
         self._barrier_due = self._status_due = 0.0
         self._lags: list[float] = []
         self._decoded: tuple[bytes, Envelope] = (b"", Close(0, 0, 0, 0))
@@ -127,6 +129,7 @@ class Worker:
         options = self._options
         try:
             self._reader.assign({p: state.offset for p, state in self._partitions.items()})
+            self._find_missing()
             self.status.phase = "applying"
             self._report(force=True)
             while not self._stopping:
@@ -210,7 +213,7 @@ class Worker:
         for key, records in groups.items():
             shared = key == _SHARED_KEY
             tenant = SHARED_TENANT if shared else key.decode()
-            name = "\0" if shared else tenant
+            name = SHARED_NAME if shared else tenant
             if name in self._quarantined:
                 self.status.passed_over += len(records)
                 continue
@@ -248,9 +251,8 @@ class Worker:
         ready = self._partitions[records[0].partition].ready
         try:
             replica = self._pool.get(name)
-            for body, offset in self._truncates.get(records[0].partition, ()):
-                # a replica that is made in the midst of this transaction; others know them
-                replica.truncate(body, records[0].partition, offset)
+            for truncate in self._truncates.of(records[0].partition):
+                replica.truncate(*truncate)
             midway = bool(replica.open_offsets)
             try:
                 rows = replica.apply(records, ready=ready)
@@ -320,15 +322,14 @@ class Worker:
             case Truncate() | Close() if not self._is_current(body.generation, record):
                 pass
             case Truncate():
-                self._note_truncate(body, record)
-                self._each_replica(record, lambda r: r.truncate(body, record.partition, record.offset))
+                self._truncates.note(body, record.partition, record.offset)
+                for name in self._names_of_all():  # at once: its next rows may come with another partition
+                    self._act(name, record, lambda r: r.truncate(body, record.partition, record.offset))
             case Close():
-                opened = self._truncates.get(record.partition)
-                if opened and _transaction_of(opened[0][0]) == _transaction_of(body):
-                    del self._truncates[record.partition]
-                self._each_replica(record, lambda r: r.close_transaction(body))
+                if noted := self._truncates.end(body, record.partition):
+                    self._each_replica(record, lambda r: finish(r, noted, body))
             case CopyBegin(generation):
-                self._truncates.pop(record.partition, None)
+                self._truncates.forget(record.partition)
                 if generation > partition.generation:
                     partition.generation, partition.ready = generation, False
                     partition.lsn = partition.time_us = 0  # LSNs of two generations do not compare
@@ -340,27 +341,26 @@ class Worker:
             case _:
                 raise EnvelopeUnknown("A record for everybody that nobody knows", offset=record.offset)
 
-    def _note_truncate(self, body: Truncate, record: Record) -> None:
-        opened = self._truncates.get(record.partition, [])
-        if opened and _transaction_of(opened[0][0]) != _transaction_of(body):
-            if body.relay < opened[0][0].relay:
-                return  # a dead relay's, late
-            opened = []
-        self._truncates[record.partition] = [*opened, (body, record.offset)]
-
     def _each_replica(self, record: Record, act: Callable[[Replica], None]) -> None:
-        for name in self._names(record.partition):
-            if name in self._quarantined:
-                continue
-            try:
-                replica = self._pool.get(name)
-                act(replica)
-                self._note_unfinished(name, replica)
-            except TenantError as error:
-                self._quarantine(name, Numbered(record.partition, record.offset, _NOTHING), error)
+        for name in (*self._names(record.partition), *self._names_of_all()):
+            self._act(name, record, act)
+
+    def _act(self, name: str, record: Record, act: Callable[[Replica], None]) -> None:
+        if name in self._quarantined:
+            return
+        try:
+            replica = self._pool.get(name)
+            act(replica)
+            self._note_unfinished(name, replica)
+        except TenantError as error:
+            self._quarantine(name, Numbered(record.partition, record.offset, _NOTHING), error)
+
+    def _names_of_all(self) -> tuple[str, ...]:
+        """The shared replica, once there is one."""
+        return (SHARED_NAME,) if (self._options.root / SHARED_FILE).exists() else ()
 
     def _names(self, partition: int) -> Iterator[str]:
-        """The tenants that have a replica in this partition, and the shared replica."""
+        """The tenants that have a replica in this partition."""
         for path in list(replica_files(self._options.root, partition)):
             try:
                 name = decode_name(path.name.removesuffix(SUFFIX))
@@ -369,25 +369,57 @@ class Worker:
                 continue  # no tenant's; or one's whose next record finds out what is wrong with it
             if tenant is not None:
                 yield tenant
-        if (self._options.root / SHARED_FILE).exists():
-            yield "\0"
 
     def _release(self, partition: int) -> None:
-        """A new generation copies quarantined tenants afresh, unless their file is what is wrong with them."""
+        """A new generation copies quarantined tenants afresh, unless a file in their place is what is wrong with them."""
         for name, entry in list(self._quarantined.items()):
-            if entry.partition == partition and entry.error not in (ReplicaCorrupt.__name__, ReplicaForeign.__name__):
+            in_the_way = entry.error in (ReplicaCorrupt.__name__, ReplicaForeign.__name__) and self._path(name).exists()
+            if entry.partition == partition and not in_the_way:
                 del self._quarantined[name]
                 self._state.release(name)
         self.status.quarantined = len(self._quarantined)
 
     # --- replicas ---
 
-    def _open_replica(self, name: str) -> Replica:
+    def _path(self, name: str) -> Path:
         root = self._options.root
-        if name == "\0":
-            return Replica(root / SHARED_FILE, SHARED_TENANT, self._catalog, self._templates[True], shared=True)
-        path = replica_path(root, name, self._reader.partitions)
-        return Replica(path, name, self._catalog, self._templates[False])
+        return root / SHARED_FILE if name == SHARED_NAME else replica_path(root, name, self._reader.partitions)
+
+    def _open_replica(self, name: str) -> Replica:
+        path, generation, shared = self._path(name), self._generation_of(name), name == SHARED_NAME
+        self._roster.require(name, generation, path)
+        tenant = SHARED_TENANT if shared else name
+        made = Replica(path, tenant, self._catalog, self._templates[shared], shared=shared)
+        self._roster.note(name, generation)
+        return made
+
+    def _partition(self, name: str) -> int:
+        return SHARED_PARTITION if name == SHARED_NAME else partition_of(name.encode(), self._reader.partitions)
+
+    def _generation_of(self, name: str) -> int:
+        """The one that a replica's next record belongs to; of the shared one, the newest that any partition is in."""
+        found = self._partitions.get(self._partition(name))
+        return found.generation if found else max(state.generation for state in self._partitions.values())
+
+    def _find_missing(self) -> None:
+        """Replicas whose file went while nobody looked are not waited for: their tenants may be idle for long."""
+        present = {p: {path.name for path in replica_files(self._options.root, p)} for p in self._partitions}
+        present[SHARED_PARTITION] = {encode_name(SHARED_NAME) + SUFFIX} if self._path(SHARED_NAME).exists() else set()
+        for name, generation in self._roster:
+            files = present.get(self._partition(name), set())
+            if generation == self._generation_of(name) and encode_name(name) + SUFFIX not in files:
+                self._lose(name, "The replica's file is gone, and the rows that were in it")
+
+    def _find_exchanged(self) -> None:
+        """What was written into a file that is not in its place any more is lost with it."""
+        for name, replica in self._pool.items():
+            if not replica.in_place:
+                self._lose(name, "The replica's file was removed or exchanged while it was written")
+
+    def _lose(self, name: str, message: str) -> None:
+        if name not in self._quarantined:
+            place = self._partitions.get(self._partition(name)) or min(self._partitions.values(), key=lambda p: p.partition)
+            self._quarantine(name, Numbered(place.partition, place.offset, _NOTHING), ReplicaLost(message))
 
     def _closing(self, replica: Replica) -> None:
         if replica.wal_pages:
@@ -399,7 +431,7 @@ class Worker:
         """Each partition's state as it may be saved: not past the first chunk of a transaction that is not whole."""
         opened: dict[int, int] = {}
         places = [place for name in self._unfinished for place in self._pool.get(name).open_offsets.items()]
-        places += [(partition, truncates[0][1]) for partition, truncates in self._truncates.items()]
+        places += self._truncates.first_offsets()
         for partition, offset in places:
             opened[partition] = min(offset, opened.get(partition, offset))
         for partition, state in self._partitions.items():
@@ -411,12 +443,18 @@ class Worker:
         if done is not None:
             self._save()
         if self._dirty and not self._barrier.running and time.monotonic() >= self._barrier_due:
-            self._at_barrier = dict(self._floors())
-            self._dirty = False
-            self._barrier.begin({p: s.offset for p, s in self._at_barrier.items()})
+            self._begin_barrier()
+
+    def _begin_barrier(self) -> None:
+        self._find_exchanged()
+        self._at_barrier = dict(self._floors())
+        self._noted_at_barrier = self._roster.take_unsaved()
+        self._dirty = False
+        self._barrier.begin({p: s.offset for p, s in self._at_barrier.items()})
 
     def _save(self) -> None:
-        self._state.save_partitions(self._at_barrier)
+        noted = [(name, self._partition(name), generation) for name, generation in self._noted_at_barrier.items()]
+        self._state.save_partitions(self._at_barrier, noted)
         self._reader.report({p: s.offset for p, s in self._at_barrier.items() if s.offset >= 0})
         failpoints.hit("applier.5-committed")
         failure = self._checkpointer.failure()
@@ -427,8 +465,7 @@ class Worker:
         self._barrier.wait()
         if self._barrier.finished() is not None:
             self._save()
-        self._at_barrier = dict(self._floors())
-        self._barrier.begin({p: s.offset for p, s in self._at_barrier.items()})
+        self._begin_barrier()
         self._barrier.wait()
         if self._barrier.finished() is not None:
             self._save()
@@ -453,10 +490,6 @@ class Worker:
             status.applied_lsn, status.applied_time_us = format_lsn(slowest.lsn), slowest.time_us
         status.places = list(self._partitions.values())
         self._on_status(status)
-
-
-def _transaction_of(body: Truncate | Close) -> tuple[int, int, int]:
-    return body.generation, body.commit_lsn, body.relay
 
 
 def _reached(at: Progress | PartitionState) -> tuple[int, int]:

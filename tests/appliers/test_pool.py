@@ -44,7 +44,7 @@ def test_the_least_recently_used_one_goes_first(opened: Opened) -> None:
     assert opened.pool.get("a") is first
     opened.pool.get("c")
     assert opened.events == ["+a", "+b", "-b", "+c"]
-    assert [replica.tenant for replica in opened.pool] == ["a", "c"]
+    assert [name for name, _ in opened.pool.items()] == ["a", "c"]
 
 
 def test_one_with_an_open_transaction_is_kept(opened: Opened) -> None:
@@ -56,7 +56,7 @@ def test_one_with_an_open_transaction_is_kept(opened: Opened) -> None:
     assert len(opened.pool) == 3
     opened.pool.get("a").apply(numbered(changes(10, chunk=1)), ready=True)
     opened.pool.get("d")
-    assert {replica.tenant for replica in opened.pool} == {"b", "d"}
+    assert {replica.tenant for _, replica in opened.pool.items()} == {"b", "d"}
 
 
 def test_a_closed_pool_rolls_open_transactions_back(opened: Opened, tmp_path: Path) -> None:

@@ -374,3 +374,133 @@ def test_a_status_follows_the_last_batch_though_a_barrier_came_between(fleet: Fl
         deadline.cancel()
     assert told
     assert told[0] == "0/A"
+
+
+# Files that go
+
+
+def lost(fleet: Fleet, tenant: str) -> None:
+    """Somebody removes the replica's files."""
+    path = replica_path(fleet.root, tenant, PARTITIONS)
+    for name in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+        name.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_replica_that_was_removed_is_not_begun_anew(fleet: Fleet, emptied: bool) -> None:
+    """E8: a file that went while no applier ran stops its tenant at the next start, and nothing is put in its place."""
+    fleet.write(("acme", insert(10, 1)), ("other", insert(11, 1)))
+    fleet.work()
+    path = replica_path(fleet.root, "acme", PARTITIONS)
+    lost(fleet, "acme")
+    if emptied:
+        path.touch()
+        fleet.write(("acme", insert(20, 2)))
+    fleet.work()
+    assert fleet.quarantined() == {"acme": "ReplicaLost"}
+    fleet.write(("acme", insert(30, 3)), ("other", insert(31, 3)))
+    fleet.work()
+    assert (path.exists(), fleet.ids("other")) == (emptied, [1, 3])
+    fleet.write(*begin(2), ("acme", insert(5, 7, generation=2)), *end(generation=2))
+    path.unlink(missing_ok=True)
+    fleet.work()
+    assert fleet.quarantined() == {}
+    assert (fleet.ids("acme"), fleet.ready("acme")) == ([7], True)
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_a_replica_that_goes_while_it_is_written_stops_its_tenant(fleet: Fleet, exchanged: bool) -> None:
+    """E8: what is committed into a file that readers cannot see any more is not taken for applied."""
+    fleet.write(("acme", insert(10, 1)), ("other", insert(10, 1)))
+    fleet.work()
+    fleet.write(("acme", insert(20, 2)), ("other", insert(20, 2)))
+    options = WorkerOptions(root=fleet.root, status_interval_s=0.0, barrier_interval_s=0.01, checkpoint_pages=0)
+    path = replica_path(fleet.root, "acme", PARTITIONS)
+    steps = iter(range(1, 10_000))
+    with open_reader(fleet.config) as reader:
+
+        def on_status(status: WorkerStatus) -> None:
+            if not status.rows:
+                return
+            step = next(steps)
+            if step == 1:
+                content = path.read_bytes()
+                lost(fleet, "acme")
+                if exchanged:
+                    path.write_bytes(content)
+            fleet.write(("other", insert(20 + step, 2 + step)))
+            if status.quarantined or step > 300:
+                worker.stop()
+
+        worker = Worker(options, reader, range(PARTITIONS), on_status)
+        worker.run()
+    assert fleet.quarantined() == {"acme": "ReplicaLost"}
+    assert fleet.ids("other")[:2] == [1, 2]
+
+
+def test_the_shared_replica_that_was_removed_is_not_begun_anew(fleet: Fleet) -> None:
+    """E8: the file of shared tables is missed like any other; tenants go on, and a new generation brings it back."""
+    fleet.write(shared(100, "one"), ("acme", insert(101, 1)))
+    fleet.work()
+    (fleet.root / SHARED_FILE).unlink()
+    fleet.write(shared(200, "two"), ("acme", insert(201, 2)))
+    fleet.work()
+    assert fleet.quarantined() == {"\0": "ReplicaLost"}
+    assert (fleet.ids("acme"), (fleet.root / SHARED_FILE).exists()) == ([1, 2], False)
+    again = changes(5, run(Op.UPSERT, PLAN_NOTES, ["1", "again", None]), chunk=-1, generation=2)
+    fleet.write(*begin(2), again, *end(generation=2))
+    fleet.work()
+    assert fleet.quarantined() == {}
+    assert [row[1] for row in rows_of(fleet.root / SHARED_FILE, "plan_notes")] == ["again"]
+
+
+def test_a_replica_that_power_loss_took_is_made_again_from_the_log(fleet: Fleet) -> None:
+    """E8: a file made after the saved offset is no loss, as all its rows are read again: the names are saved with it."""
+    fleet.write(("old", insert(10, 1)))
+    fleet.work()
+    before = (fleet.root / "state.db").read_bytes()
+    fleet.write(("new", insert(20, 1, 2)), ("old", insert(21, 2)))
+    fleet.work()
+    lost(fleet, "new")
+    for leftover in ("state.db-wal", "state.db-shm"):
+        (fleet.root / leftover).unlink(missing_ok=True)
+    (fleet.root / "state.db").write_bytes(before)
+    fleet.work()
+    assert (fleet.ids("new"), fleet.ids("old"), fleet.quarantined()) == ([1, 2], [1, 2], {})
+
+
+def test_a_truncate_opens_few_replicas_at_a_time(fleet: Fleet) -> None:
+    """T20: with many tenants it leaves one after the other empty, never more open than are warm; who has no row of the
+    table is not written at all."""
+    many = 60
+    fleet.write(*[(f"t{number}", insert(10, number)) for number in range(many)], ("bare", insert_note(10)))
+    fleet.work()
+    fleet.write(("t1", insert(20, 500, last=False)), truncate(20))
+    most = 0
+    options = WorkerOptions(root=fleet.root, warm_replicas=5, status_interval_s=0.0)
+    with open_reader(fleet.config) as reader:
+        ends = reader.extents(range(PARTITIONS))
+
+        def on_status(status: WorkerStatus) -> None:
+            nonlocal most
+            most = max(most, status.warm)
+            if all(place.offset >= ends[place.partition].end for place in status.places):
+                worker.stop()
+
+        worker = Worker(options, reader, range(PARTITIONS), on_status)
+        worker.run()
+    assert most <= 5
+    assert fleet.ids("t7") == [7], "a truncate shows with the end of its transaction"
+    fleet.write(("t2", insert(20, 501, chunk=1, last=False)), Close(1, 20, 1, 0))
+    bare = replica_path(fleet.root, "bare", PARTITIONS)
+    status = fleet.work(warm=5)
+    assert status.warm <= 5
+    assert [number for number in range(many) if fleet.ids(f"t{number}")] == [2]
+    assert fleet.ids("t2") == [501]
+    assert rows_of(bare, "notes") == [(1, "n", None)]
+    with sqlite3.connect(bare) as conn:
+        assert conn.execute("select commit_lsn from _headrace_position").fetchone() == (10,)
+
+
+def insert_note(lsn: int) -> Changes:
+    return changes(lsn, run(Op.UPSERT, KEYLESS, ["1", "n", None]))

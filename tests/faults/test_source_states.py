@@ -81,8 +81,10 @@ def delete_tenant(pipeline: Pipeline) -> None:
         pipeline.conn.execute(sql.SQL("delete from {} where tenant = %s").format(sql.Identifier(table)), [GONE])
 
 
+@pytest.mark.every_postgres
 def test_slot_dropped(embedded: Pipeline) -> None:
-    """A slot that was dropped while the relay was down is an error, never a silent start behind a gap (T8, T10)."""
+    """A slot that was dropped while the relay was down is an error, never a silent start behind a gap, nor a copy that
+    nobody asked for (T8, T10, E8)."""
     applier = run_then_stop_relay(embedded)
     delete_tenant(embedded)
     embedded.conn.execute("select pg_drop_replication_slot(%s)", [embedded.slot])
@@ -110,7 +112,7 @@ def test_slot_made_again(embedded: Pipeline) -> None:
 
 
 def test_slot_invalidated(new_pipeline: NewPipeline, own_database: Callable[..., Database], embedded_log: LogConfig) -> None:
-    """A slot whose WAL is gone is an error, at once and without a loop; replicas stay as they are until then (T11, R8)."""
+    """A slot whose WAL is gone is an error, at once and without a loop; replicas stay as they are (T11, R8, E8)."""
     pipeline = new_pipeline(own_database(max_slot_wal_keep_size="1MB"), embedded_log)
     applier = run_then_stop_relay(pipeline)
     delete_tenant(pipeline)
