@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test faults lint types bench docs kafka lock clean
+.PHONY: help demo test faults torture lint types bench docs kafka lock clean
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -27,6 +27,10 @@ test: $(READY) ## run the tests (PYTEST_ARGS="-k name -x")
 
 faults: $(READY) ## kill, cut and fill disks at length (KILLS=50 on each log, SEED=n repeats a run)
 	HEADRACE_KILLS=$(or $(KILLS),50) $(if $(SEED),HEADRACE_SEED=$(SEED)) $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+torture: $(READY) ## random tables, transactions and kills (SECONDS=600 on each log, SEED=n repeats a run)
+	HEADRACE_TORTURE_SECONDS=$(or $(SECONDS),600) HEADRACE_SEED=$(or $(SEED),$(shell echo $$RANDOM)) \
+		$(BIN)/python -m pytest tests/torture $(PYTEST_ARGS)
 
 lint: $(READY) ## check style and format
 	$(BIN)/ruff check

@@ -37,7 +37,14 @@ from tests.proxy import Proxy
 CI = os.environ.get("CI") == "true"
 INSTALLED = find_installations()
 REQUIRED = {15, 18} if CI else set[int]()
-SETTINGS = {**LOGICAL, "max_wal_senders": 64, "max_replication_slots": 64, "max_connections": 200, "fsync": "off"}
+SETTINGS = {
+    **LOGICAL,
+    "max_wal_senders": 64,
+    "max_replication_slots": 64,
+    "max_connections": 200,
+    "max_prepared_transactions": 20,
+    "fsync": "off",
+}
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 PARTS = {"postgres": {"postgres", "new_postgres"}, "kafka": {"kafka_broker", "new_kafka"}}
 DATABASE_NUMBERS = itertools.count(1)

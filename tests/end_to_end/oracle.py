@@ -11,12 +11,15 @@ Values are compared as the text that Postgres prints: a replica's value is turne
 from __future__ import annotations
 
 import json
+import math
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -47,10 +50,21 @@ def wait_until(condition: Callable[[], Value], what: str, *, deadline_s: float =
 
 
 class Table(NamedTuple):
-    """A published table of schema `public`. `tenant`: the column that holds the tenant id, empty for a shared table."""
+    """A published table. `tenant`: the column that holds the tenant id, empty for a shared table."""
 
     name: str
     tenant: str = ""
+    schema: str = "public"
+
+    @property
+    def sql(self) -> sql.Identifier:
+        """Its name in Postgres."""
+        return sql.Identifier(self.schema, self.name)
+
+    @property
+    def in_replica(self) -> str:
+        """Its name in a replica, where the schema is not the tenant."""
+        return self.name if self.schema == "public" else f"{self.schema}.{self.name}"
 
 
 def assert_replicas_equal(
@@ -64,8 +78,8 @@ def assert_replicas_equal(
     with conn.transaction():
         conn.execute("set transaction isolation level repeatable read, read only")
         conn.execute("set local timezone = 'UTC'; set local datestyle = 'ISO'; set local extra_float_digits = 3")
-        columns = {table.name: _columns(conn, table.name) for table in tables}
-        wanted = {table.name: _rows_by_tenant(conn, table, columns[table.name]) for table in tables}
+        columns = {table: _columns(conn, table) for table in tables}
+        wanted = {table: _rows_by_tenant(conn, table, columns[table]) for table in tables}
     tenants = {tenant for rows in wanted.values() for tenant in rows if tenant is not None}
     replicas = replicas_in(root)
     assert tenants <= replicas.keys(), f"tenants without a replica: {sorted(tenants - replicas.keys())}"
@@ -81,10 +95,10 @@ def assert_replicas_equal(
             ready = replica.execute("select ready from _headrace_position").get
             assert ready == 1, f"not ready: {path}"
             for table in mine:
-                found = Counter(_replica_rows(replica, table.name, columns[table.name]))
-                expected = wanted[table.name].get(owner, Counter())
-                assert found == expected, _difference(path, table.name, found, expected)
-                compared[table.name] += found.total()
+                found = Counter(_replica_rows(replica, table.in_replica, columns[table]))
+                expected = wanted[table].get(owner, Counter())
+                assert found == expected, _difference(path, table.in_replica, found, expected)
+                compared[table.in_replica] += found.total()
     return compared
 
 
@@ -111,12 +125,12 @@ def reading(path: Path) -> Iterator[apsw.Connection]:
         connection.close()
 
 
-def _columns(conn: psycopg.Connection[Any], table: str) -> list[tuple[str, str]]:
+def _columns(conn: psycopg.Connection[Any], table: Table) -> list[tuple[str, str]]:
     """(name, type as Postgres writes it), in order."""
     rows = conn.execute(
         "select attname::text, format_type(atttypid, atttypmod) from pg_attribute"
         " where attrelid = %s::regclass and attnum > 0 and not attisdropped order by attnum",
-        (table,),
+        (table.sql.as_string(conn),),
     ).fetchall()
     return [(name, type_) for name, type_ in rows]
 
@@ -126,7 +140,7 @@ def _rows_by_tenant(
 ) -> dict[str | None, Counter[Row]]:
     texts = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name, _ in columns)
     tenant = sql.SQL("{}::text").format(sql.Identifier(table.tenant)) if table.tenant else sql.SQL("null")
-    query = sql.SQL("select {}, {} from {}").format(tenant, texts, sql.Identifier(table.name))
+    query = sql.SQL("select {}, {} from {}").format(tenant, texts, table.sql)
     found: dict[str | None, Counter[Row]] = {}
     for owner, *row in conn.execute(query):
         found.setdefault(owner, Counter())[tuple(row)] += 1
@@ -144,13 +158,19 @@ def _replica_rows(replica: apsw.Connection, table: str, columns: Sequence[tuple[
 
 def _difference(path: Path, table: str, found: Counter[Row], expected: Counter[Row]) -> str:
     def some(rows: Counter[Row]) -> str:
-        return "\n".join(f"    {count} x {str(row)[:300]}" for row, count in list(rows.items())[:5])
+        return "\n".join(
+            f"    {count} x ({', '.join(map(_short, row))})" for row, count in sorted(rows.items(), key=str)[:5]
+        )
 
     missing, extra = expected - found, found - expected
     return (
         f"{path}, {table}: {missing.total()} rows missing, {extra.total()} that Postgres does not have\n"
         f"  missing\n{some(missing)}\n  extra\n{some(extra)}"
     )
+
+
+def _short(value: str | None) -> str:
+    return repr(value) if value is None or len(value) < 60 else f"{value[:40]!r}..{len(value)}..{value[-10:]!r}"
 
 
 # A replica's value -> Postgres' text
@@ -193,8 +213,17 @@ def _numeric_text(value: Any, type_: str) -> str:
 
 
 def _float_text(value: float) -> str:
-    """Shortest digits that read back, as Postgres lays them out: scientific below 1e-4 and from 1e15 on."""
-    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
+    """Shortest digits that read back, as Postgres lays them out: scientific below 1e-4 and from 1e15 on.
+
+    Unlike Python, Postgres takes no digits that stand exactly half way to the next double.
+    """
+    shortest = Decimal(repr(value))
+    middles = [
+        (Fraction(value) + Fraction(math.nextafter(value, to))) / 2 for to in (-sys.float_info.max, sys.float_info.max)
+    ]
+    while Fraction(shortest) in middles:
+        shortest = Decimal(f"{value:.{len(shortest.as_tuple().digits)}e}")
+    sign, digits, exponent = shortest.normalize().as_tuple()
     assert isinstance(exponent, int)
     point = len(digits) + exponent
     text = "".join(map(str, digits))
@@ -273,19 +302,24 @@ class TornWatcher:
 
     def _round(self) -> None:
         for tenant, path in replicas_in(self._root).items():
-            self._look(path, self._broken, tenant)
-        self._look(self._root / SHARED_FILE, self._broken_shared, "_shared")
+            self._look(path, tenant)
+        self._look(self._root / SHARED_FILE, None)
 
-    def _look(self, path: Path, broken: Mapping[str, str], tenant: str) -> None:
+    def impossible(self, replica: apsw.Connection, tenant: str | None) -> Iterator[tuple[str, object]]:
+        """What one snapshot shows that no moment of Postgres had, and in which row; `tenant` None: the shared replica."""
+        for what, query in (self._broken if tenant is not None else self._broken_shared).items():
+            row = replica.execute(query, {"tenant": tenant}).fetchone()
+            if row is not None:
+                yield what, row
+
+    def _look(self, path: Path, tenant: str | None) -> None:
         try:
             with reading(path) as replica:
                 found = replica.execute("select generation, commit_lsn, ready from _headrace_position").fetchone()
                 if found is None or not found[2]:
                     return
-                for what, query in broken.items():
-                    row = replica.execute(query, {"tenant": tenant}).fetchone()
-                    if row is not None:
-                        self.torn.append(f"{what}: {path} at {found[0]}:{found[1]:X} shows {str(row)[:500]}")
+                for what, row in self.impossible(replica, tenant):
+                    self.torn.append(f"{what}: {path} at {found[0]}:{found[1]:X} shows {str(row)[:500]}")
                 self.snapshots += 1
         except apsw.CantOpenError:  # not there (yet, or while a test puts an older one in its place)
             return

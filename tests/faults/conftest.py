@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def new_pipeline(tmp_path: Path) -> Iterator[Callable[..., Pipeline]]:
     """Makes a pipeline over a prepared database; its arguments are `Pipeline`'s without the directory."""
     made: list[Pipeline] = []
 
-    def make(database: Database, log: LogConfig, *, padding: int = 0, **source: object) -> Pipeline:
+    def make(database: Database, log: LogConfig, *, padding: int = 0, **source: Any) -> Pipeline:
         pipeline = Pipeline(database, tmp_path, log, **source)
         made.append(pipeline)
         prepare(pipeline.conn, statics_padding=padding)

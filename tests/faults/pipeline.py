@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from fanout import envelope
 from fanout.envelope import Changes, Envelope
 from fanout.log import BEGINNING, LogConfig, Record, open_reader
 from tests.conftest import Database
-from tests.end_to_end.oracle import TornWatcher, assert_replicas_equal, wait_until
+from tests.end_to_end.oracle import Table, TornWatcher, assert_replicas_equal, wait_until
 from tests.faults.traffic import BROKEN, BROKEN_SHARED, TABLES, TENANCY, Traffic
 
 PARTITIONS = 4
@@ -92,8 +92,18 @@ class Stage:
 class Pipeline:
     """Relay and appliers over one database and one log."""
 
-    def __init__(self, database: Database, directory: Path, log: LogConfig, **source: object) -> None:
-        """`source`: more keys of `[source]`, such as a `dsn` that leads through a proxy."""
+    def __init__(
+        self,
+        database: Database,
+        directory: Path,
+        log: LogConfig,
+        *,
+        tenancy: str = TENANCY,
+        tables: Sequence[Table] = TABLES,
+        **source: object,
+    ) -> None:
+        """`tenancy`, `tables`: of another schema than the bank's. `source`: more keys of `[source]`, such as a `dsn` that
+        leads through a proxy."""
         self.database = database
         self.directory = directory
         self.log = log
@@ -101,6 +111,8 @@ class Pipeline:
         self.root = directory / "replicas"
         self.stages: list[Stage] = []
         self.conn = database.connect()
+        self.tables = tables
+        self._tenancy = tenancy
         self._source = {"dsn": database.dsn, "slot": self.slot, "progress_interval_s": 0.1, **source}
         self.configure()
 
@@ -119,7 +131,7 @@ class Pipeline:
         for section, values in sections.items():
             lines += [f"[{section}]", *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in values.items())]
         path = self.directory / name
-        path.write_text("\n".join(lines) + TENANCY)
+        path.write_text("\n".join(lines) + self._tenancy)
         return path
 
     # --- processes ---
@@ -218,7 +230,7 @@ class Pipeline:
         `generation`: of the log and every replica, in the end; a copy more than expected is a failure.
         """
         self.wait_applied(*stages, generation=generation, deadline_s=deadline_s)
-        compared = assert_replicas_equal(self.conn, self.root, PARTITIONS, TABLES)
+        compared = assert_replicas_equal(self.conn, self.root, PARTITIONS, self.tables)
         assert {row[2] for row in self.saved()} == {generation}
         state = apsw.Connection(str(self.root / "state.db"), flags=apsw.SQLITE_OPEN_READONLY)
         assert not state.execute("select * from quarantine").fetchall()

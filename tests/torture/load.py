@@ -1,0 +1,195 @@
+"""Sessions that run random transactions against Postgres at once, and the script of what they did.
+
+Each statement is written to the script before it runs and, when it fails, what became of it. A statement that meets
+another session (a duplicate key, a deadlock, a lock held too long) is taken back, to the innermost savepoint or with
+its transaction. Any other failure is one of the generator: it fails the test.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import psycopg
+from psycopg import sql
+
+from tests.end_to_end.oracle import wait_until
+from tests.torture.statements import Statements, Step, Transaction
+
+EXPECTED: Final = frozenset({"23505", "40P01", "40001", "55P03", "55006"})
+"""unique_violation, deadlock_detected, serialization_failure, lock_not_available; object_in_use: a TRUNCATE of a table
+whose deferred constraint is still to be checked."""
+
+SETTINGS: Final = "set lock_timeout = '300ms'; set deadlock_timeout = '100ms'; set client_min_messages = error"
+
+
+class Script:
+    """The load's statements in the order in which they began, session by session; SQL with comments."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("w")
+        self._lock = threading.Lock()
+        self._last: deque[str] = deque(maxlen=40)
+
+    def write(self, session: int, line: str) -> None:
+        with self._lock:
+            line = f"/* {session} */ {line}"
+            self._last.append(line)
+            self._file.write(line + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def last(self) -> str:
+        """The last statements, cut."""
+        with self._lock:
+            return "\n".join(line[:300] for line in self._last)
+
+
+class Load:
+    """Sessions in threads, until they are stopped; as a context manager within the block."""
+
+    def __init__(self, dsn: str, script: Script, sessions: list[Statements], *, behind: Callable[[], int]) -> None:
+        """`behind`: bytes of WAL that the pipeline has to read; sessions wait while they are many."""
+        self.committed = 0
+        self.ended: Counter[str] = Counter()
+        """How transactions ended, and how often a statement failed, by SQLSTATE."""
+        self._dsn = dsn
+        self._script = script
+        self._behind = behind
+        self._stopped = threading.Event()
+        self._failure: BaseException | None = None
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(number, statements), name=f"session-{number}", daemon=True)
+            for number, statements in enumerate(sessions, 1)
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop(raising=kind is None)
+
+    def stop(self, *, raising: bool = True) -> None:
+        """End after the transactions at hand, with none left prepared. Raises what ended a session before that."""
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+        with psycopg.connect(self._dsn, autocommit=True) as conn:
+            for (name,) in conn.execute("select gid from pg_prepared_xacts where database = current_database()").fetchall():
+                conn.execute(sql.SQL("commit prepared {}").format(name))
+        if raising:
+            self.check()
+
+    def check(self) -> None:
+        """Raise what ended a session."""
+        if self._failure is not None:
+            raise self._failure
+
+    def wait_for(self, more: int) -> None:
+        """Until so many more transactions have committed."""
+        goal = self.committed + more
+        wait_until(lambda: self.committed >= goal or self._failure, f"{more} more transactions", deadline_s=180)
+        self.check()
+
+    def _guarded(self, number: int, statements: Statements) -> None:
+        try:
+            with psycopg.connect(self._dsn, autocommit=True) as conn:
+                conn.execute(SETTINGS)
+                session = _Session(number, conn, self._script)
+                while not self._stopped.wait(0.002):
+                    while self._behind() > 24 << 20 and not self._stopped.is_set():
+                        time.sleep(0.05)
+                    self._count(session.run(statements.transaction()))
+        except BaseException as error:  # noqa: BLE001 - raised in the test's own thread
+            self._failure = self._failure or error
+            self._stopped.set()
+
+    def _count(self, outcome: Counter[str]) -> None:
+        with self._lock:
+            self.ended += outcome
+            self.committed += outcome["committed"]
+
+
+class _Session:
+    """One connection."""
+
+    def __init__(self, number: int, conn: psycopg.Connection[Any], script: Script) -> None:
+        self._number = number
+        self._conn = conn
+        self._script = script
+        self._prepared = 0
+
+    def run(self, transaction: Transaction) -> Counter[str]:
+        """Run one; answers how it ended, and what failed on the way."""
+        outcome: Counter[str] = Counter()
+        self._execute(f"begin isolation level {transaction.isolation}")
+        open_: list[str] = []
+        try:
+            for step in transaction.steps:
+                try:
+                    self._step(step)
+                except psycopg.Error as error:
+                    outcome[self._expected(error, step.sql)] += 1
+                    if not open_:
+                        self._execute("rollback")
+                        return outcome + Counter({"rolled back": 1})
+                    self._execute(f"rollback to savepoint {open_[-1]}")
+                else:
+                    _note_savepoint(open_, step.sql)
+            self._end(transaction.end)
+        except psycopg.Error as error:
+            # a deferred constraint, a serialization failure at commit, or in PREPARE: it is rolled back already
+            outcome[self._expected(error, transaction.end)] += 1
+            self._execute("rollback")
+            return outcome + Counter({"rolled back": 1})
+        return outcome + Counter({"committed" if transaction.end.startswith("commit") else "rolled back": 1})
+
+    def _step(self, step: Step) -> None:
+        if not step.copied:
+            self._execute(step.sql)
+            return
+        with self._conn.cursor() as cursor:
+            with cursor.copy(step.copied.encode()) as out:
+                rows = b"".join(out)
+            self._script.write(self._number, f"{step.sql} -- what this writes: {step.copied}")
+            with cursor.copy(step.sql.encode()) as copy:
+                copy.write(rows)
+
+    def _end(self, end: str) -> None:
+        if not end.endswith("prepared"):
+            self._execute(end)
+            return
+        self._prepared += 1
+        name = f"torture-{self._number}-{self._prepared}"
+        self._execute(f"prepare transaction '{name}'")
+        self._execute(f"{end} '{name}'")
+
+    def _execute(self, statement: str) -> None:
+        self._script.write(self._number, statement + ";")
+        self._conn.execute(statement.encode())
+
+    def _expected(self, error: psycopg.Error, statement: str) -> str:
+        code = error.sqlstate or ""
+        self._script.write(self._number, f"-- {code}")
+        if code not in EXPECTED:
+            raise AssertionError(f"{code} {error} in: {statement[:2000]}") from error
+        return code
+
+
+def _note_savepoint(open_: list[str], statement: str) -> None:
+    words = statement.split()
+    if words[0] == "savepoint":
+        open_.append(words[1])
+    elif words[0] == "release":
+        while open_.pop() != words[2]:
+            pass

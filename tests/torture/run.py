@@ -1,0 +1,194 @@
+"""A torture run: load and kills on one pipeline for some time, in rounds that each end with everything compared.
+
+The seed decides the schema, every session's transactions, and the kills; how they meet is the machine's. What was done
+is in `load.sql` in the test's directory.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import apsw
+import pytest
+
+from appliers.table import quote
+from cdc import failpoints
+from fanout.log import LogConfig
+from tests.conftest import Database
+from tests.end_to_end.oracle import assert_replicas_equal, replicas_in
+from tests.faults.pipeline import PARTITIONS, Pipeline, Stage
+from tests.torture.census import CensusWatcher
+from tests.torture.load import Load, Script
+from tests.torture.schema import CENSUS, Schema, random_schema
+from tests.torture.statements import Statements
+
+SESSIONS: Final = 3
+ROUND_S: Final = 20.0
+STAGES: Final = ("relay", "1/2", "2/2")
+SETTLE_S: Final = 300.0
+"""How long the pipeline may need for what a round has left, on a slow machine."""
+
+
+class Torture:
+    """One run on one pipeline."""
+
+    def __init__(self, database: Database, directory: Path, log: LogConfig, seed: int) -> None:
+        self._pick = random.Random(f"{seed} kills")
+        self._seed = seed
+        self._database = database
+        self.schema: Schema = random_schema(random.Random(f"{seed} schema"))
+        self.pipeline = Pipeline(database, directory, log, tenancy=self.schema.tenancy, tables=self.schema.compared)
+        self._script = Script(directory / "load.sql")
+        self._stages: dict[str, Stage] = {}
+        self._armed: set[str] = set()
+        self._rounds = 0
+        self.kills = 0
+
+    def run(self, seconds: float) -> None:
+        """First copy, then rounds of load and kills for so long, each with a comparison at its end."""
+        self._make()
+        with CensusWatcher(self.pipeline.root) as watcher:
+            rounds = max(2, round(seconds / ROUND_S))
+            for _ in range(rounds):
+                self._round(seconds / rounds, watcher)
+        for stage in self._stages.values():
+            stage.stop()
+        self._assert_no_errors()
+
+    def assert_judges(self) -> None:
+        """Both judges see it when one replica lacks one row: they have said nothing because nothing was wrong."""
+        paths = replicas_in(self.pipeline.root).values()
+        with closing(apsw.Connection(str(max(paths, key=lambda path: path.stat().st_size)))) as replica:
+            counts = f"select tbl, sum(rows) from {CENSUS} group by tbl having sum(rows) > 0 order by 2 desc limit 1"
+            [(oid, _)] = replica.execute(counts).fetchall()
+            name = replica.execute("select name from _headrace_tables where source_oid = ?", (oid,)).get
+            replica.execute(f"delete from {quote(name)} where n = (select max(n) from {quote(name)})")
+        with pytest.raises(AssertionError, match="missing"):
+            assert_replicas_equal(self.pipeline.conn, self.pipeline.root, PARTITIONS, self.pipeline.tables)
+        with pytest.raises(AssertionError, match="census"), CensusWatcher(self.pipeline.root):
+            pass
+
+    def close(self) -> None:
+        """End what still runs."""
+        self.pipeline.close()
+        self._script.close()
+
+    def tell(self) -> str:
+        """What a failure is looked into with."""
+        return f"the load's last statements, all of which are in {self._script.path}\n{self._script.last()}"
+
+    def _make(self) -> None:
+        conn = self.pipeline.conn
+        # every transaction of some size is larger than what the walsender holds in memory
+        conn.execute(f"alter database {self._database.name} set logical_decoding_work_mem = '64kB'".encode())
+        for statement in self.schema.statements:
+            self._script.write(0, statement + ";")
+            conn.execute(statement.encode())
+
+    def _round(self, seconds: float, watcher: CensusWatcher) -> None:
+        self._rounds += 1
+        sessions = self._sessions()
+        with Load(self._database.dsn, self._script, sessions, behind=self._behind) as load:
+            if not self._stages:
+                load.wait_for(50)  # the first copy has rows, and is made while they change
+                self._stages = {name: self._start(name) for name in STAGES}
+                self.pipeline.wait_copied(*self._stages.values())
+                for session in sessions:
+                    session.truncate = True
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                time.sleep(self._pick.uniform(0.05, 1.0))  # the random moment; nothing is waited for
+                load.check()
+                self._revive()
+                self._disturb(self._pick.choice(STAGES))
+            load.stop()
+            self._disarm()
+        compared = self.pipeline.assert_equal(*self._stages.values(), deadline_s=SETTLE_S)
+        watcher.verify()
+        print(  # noqa: T201 - shown when a test fails
+            f"round {self._rounds}: {dict(load.ended)}, {self.kills} kills, {watcher.snapshots} snapshots,"
+            f" {compared.total()} rows compared"
+        )
+
+    def _sessions(self) -> list[Statements]:
+        sessions = [
+            Statements(
+                self.schema,
+                random.Random(f"{self._seed} round {self._rounds} session {number}"),
+                largest=10_000,
+                prepare=True,
+                move_large=False,
+            )
+            for number in range(SESSIONS)
+        ]
+        for session in sessions:
+            session.truncate = bool(self._stages)
+        return sessions
+
+    def _behind(self) -> int:
+        """Bytes of WAL that the relay has not confirmed; nothing before there is a slot."""
+        confirmed = self.pipeline.confirmed_lsn()
+        return self.pipeline.current_lsn() - confirmed if confirmed else 0
+
+    # --- processes ---
+
+    def _start(self, name: str, failpoint: str = "") -> Stage:
+        if name == "relay":
+            return self.pipeline.relay(failpoint=failpoint)
+        return self.pipeline.applier(name, failpoint=failpoint)
+
+    def _disturb(self, name: str) -> None:
+        """Kill a process now, or at a point that it comes to, or have it stopped or ended in order."""
+        pick, stage = self._pick, self._stages[name]
+        what = pick.choice(["kill", "kill", "kill", "point", "point", "point", "point", "pause", "end"])
+        if what == "pause":
+            stage.signal(signal.SIGSTOP)
+            time.sleep(pick.uniform(0.1, 1.0))
+            stage.signal(signal.SIGCONT)
+            return
+        if what == "end" and name not in self._armed:
+            stage.signal(signal.SIGTERM)
+            code = stage.wait()
+            # one that has hardly begun does not listen yet
+            assert code in (0, -signal.SIGTERM), f"{stage.name} ended with {code}"
+        else:
+            stage.kill()
+        self.kills += 1
+        self._armed.discard(name)
+        failpoint = ""
+        if what == "point":
+            points = [
+                point for point in failpoints.NAMES if point[:5] == name[:5] or (name != "relay" and "applier" in point)
+            ]
+            failpoint = f"{pick.choice(points)}:{pick.randrange(1, 30)}"
+            self._armed.add(name)
+        self._stages[name] = self._start(name, failpoint)
+
+    def _revive(self) -> None:
+        """Start again whom its point has killed; nobody may have ended otherwise."""
+        for name in STAGES:
+            stage = self._stages[name]
+            if name in self._armed and stage.process.poll() == -signal.SIGKILL:
+                self._armed.discard(name)
+                self._stages[name] = self._start(name)
+            else:
+                stage.assert_running()
+
+    def _disarm(self) -> None:
+        for name in sorted(self._armed):
+            self._stages[name].kill()
+            self._stages[name] = self._start(name)
+        self._armed.clear()
+
+    def _assert_no_errors(self) -> None:
+        """No process has logged an error."""
+        for stage in self.pipeline.stages:
+            for line in stage.output.read_text(errors="replace").splitlines():
+                told = json.loads(line) if line.startswith("{") else {"level": "error"}
+                assert told.get("level") not in ("error", "critical"), f"{stage.name}: {line}"
