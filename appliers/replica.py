@@ -5,7 +5,7 @@ The file is an ordinary SQLite database in WAL mode that stock SQLite opens. Bes
     _headrace_meta       format, tenant
     _headrace_position   one row: what has been applied (`appliers.position`)
     _headrace_tables     one row a table: the shape it has now
-    _headrace_columns    one row a column: its Postgres type, for exact comparison with the source
+    _headrace_columns    one row a column: its Postgres type, by which `appliers.pgtext` tells what Postgres printed
 
 A new replica is a copy of a template that has every known table, so it costs one write and no sync, and a query on a
 table without rows finds the table. `synchronous = normal`: see design decision 6. Checkpoints are made elsewhere
@@ -31,7 +31,7 @@ from appliers.place import SUFFIX
 from appliers.table import Plan, quote
 
 APPLICATION_ID: Final = 0x48445252  # "HDRR"
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 _CREATE = f"""
 create table _headrace_meta (name text primary key, value text not null) strict, without rowid;
@@ -41,7 +41,8 @@ create table _headrace_tables (
 ) strict, without rowid;
 create table _headrace_columns (
   table_name text not null, ordinal integer not null, name text not null, type_oid integer not null,
-  type_name text not null, typmod integer not null, primary key (table_name, ordinal)
+  type_name text not null, typmod integer not null, source_name text not null, stored_as text,
+  primary key (table_name, ordinal)
 ) strict, without rowid;
 {position.CREATE}
 """
@@ -166,6 +167,9 @@ def recognise(conn: apsw.Connection, path: Path, tenant: str) -> bool:
     """
     if conn.pragma("application_id") != APPLICATION_ID:
         raise ReplicaForeign("An SQLite database that is not a replica", path=str(path))
+    if conn.pragma("user_version") != FORMAT:
+        hint = "Move it away; `headrace relay --new-generation` copies afresh."
+        raise ReplicaForeign("A replica that another version of Headrace made", hint=hint, path=str(path))
     found = conn.execute("select value from _headrace_meta where name = 'tenant'").get
     if found is not None and found != tenant:
         raise ReplicaForeign("The replica of another tenant", path=str(path))
@@ -290,9 +294,11 @@ def _note_shape(conn: apsw.Connection, plan: Plan) -> None:
     )
     conn.execute("delete from _headrace_columns where table_name = ?", (plan.name,))
     conn.executemany(
-        "insert into _headrace_columns values (?, ?, ?, ?, ?, ?)",
+        "insert into _headrace_columns values (?, ?, ?, ?, ?, ?, ?, ?)",
         [
-            (plan.name, number, column.name, column.type_oid, column.type_name, column.typmod)
-            for number, column in enumerate(relation.columns)
+            (plan.name, number, name, column.type_oid, column.type_name, column.typmod, column.name, stored_as)
+            for number, (name, column, stored_as) in enumerate(
+                zip(plan.names, relation.columns, plan.stored_as, strict=True)
+            )
         ],
     )

@@ -6,6 +6,9 @@ take rows as the log holds them, one parameter a column; what a value becomes is
 The tenant's column comes last in keys and indexes: it is the same in every row of a replica, so the order is unchanged,
 and a query that does not name it finds its rows by what follows (docs/decisions/0005).
 
+Columns have the source's names, but for those that differ by case alone, which SQLite takes for one: all but the first
+get a number, `name_2` (`distinct`, cases.md T33).
+
 Only the primary key is UNIQUE here: the source has checked everything else already, and within one transaction other
 unique columns may pass through each other's values (cases.md E5).
 """
@@ -30,6 +33,22 @@ from fanout.envelope import Schema
 def quote(name: str) -> str:
     """An SQLite identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names that SQLite tells apart, which folds the case of ASCII: `a, A, b` -> `a, A_2, b`."""
+    wanted = [name.encode().lower() for name in names]
+    taken: set[bytes] = set()
+    found = []
+    for name in names:
+        folded, number, candidate = name.encode().lower(), 1, name
+        while folded in taken or (number > 1 and folded in wanted):
+            number += 1
+            candidate = f"{name}_{number}"
+            folded = candidate.encode().lower()
+        taken.add(folded)
+        found.append(candidate)
+    return found
 
 
 def primary_key(relation: Relation, facts: TableFacts | None) -> tuple[str, ...]:
@@ -69,10 +88,14 @@ class Plan:
         self.name = schema.name
         self.facts = facts
         self._constant = schema.tenant_column
-        self.key = tuple(sorted(primary_key(relation, facts), key=self._constant.__eq__))
-        self._mappings = [map_column(c, overrides.get(f"{relation.name}.{c.name}")) for c in relation.columns]
+        self.stored_as = [overrides.get(f"{relation.name}.{column.name}") for column in relation.columns]
+        self._mappings = [map_column(c, override) for c, override in zip(relation.columns, self.stored_as, strict=True)]
+        self.names = distinct([column.name for column in relation.columns])
+        """The columns' names in a replica."""
         positions = {column.name: number for number, column in enumerate(relation.columns)}
-        self._key_positions = [positions[name] for name in self.key]
+        key = sorted(primary_key(relation, facts), key=self._constant.__eq__)
+        self._key_positions = [positions[name] for name in key]
+        self.key = tuple(self.names[position] for position in self._key_positions)
         self.key_of: Callable[[Row], Hashable] | None = itemgetter(*self._key_positions) if self.key else None
         """A row -> what tells it from others in a batch: a text, or a tuple of them."""
         self.single_key = len(self.key) == 1
@@ -82,7 +105,7 @@ class Plan:
     @cached_property
     def columns(self) -> list[tuple[str, str]]:
         """(name, declared type), in the source's order."""
-        return [(c.name, m.declared) for c, m in zip(self.relation.columns, self._mappings, strict=True)]
+        return [(name, mapping.declared) for name, mapping in zip(self.names, self._mappings, strict=True)]
 
     def create_table(self, name: str) -> str:
         """`create table`; under another name than the plan's for a rebuild."""
@@ -103,19 +126,19 @@ class Plan:
     def indexes(self) -> list[PlannedIndex]:
         """The source's indexes whose columns are all here. Never unique."""
         planned = []
-        names = {column.name for column in self.relation.columns}
-        for index in self.facts.indexes if self.facts else ():
-            if index.columns and names.issuperset(index.columns):
-                directed = zip(index.columns, index.descending, strict=True)
-                columns = ", ".join(
-                    quote(column) + (" desc" if descending else "")
-                    for column, descending in sorted(directed, key=lambda pair: pair[0] == self._constant)
-                )
-                # an index' name is unique in a Postgres schema, but shares one space with tables in SQLite
-                name = f"{self.name}.{index.name}"
-                # spelt as SQLite keeps it, to be compared with what a replica has
-                statement = f"CREATE INDEX {quote(name)} on {quote(self.name)} ({columns})"
-                planned.append(PlannedIndex(name, index.columns, statement))
+        here = {column.name: name for column, name in zip(self.relation.columns, self.names, strict=True)}
+        indexes = [i for i in (self.facts.indexes if self.facts else ()) if i.columns and here.keys() >= set(i.columns)]
+        # an index' name is unique in a Postgres schema, but shares one space with tables in SQLite
+        names = distinct([f"{self.name}.{index.name}" for index in indexes])
+        for name, index in zip(names, indexes, strict=True):
+            directed = zip(index.columns, index.descending, strict=True)
+            columns = ", ".join(
+                quote(here[column]) + (" desc" if descending else "")
+                for column, descending in sorted(directed, key=lambda pair: pair[0] == self._constant)
+            )
+            # spelt as SQLite keeps it, to be compared with what a replica has
+            statement = f"CREATE INDEX {quote(name)} on {quote(self.name)} ({columns})"
+            planned.append(PlannedIndex(name, tuple(here[column] for column in index.columns), statement))
         return planned
 
     @cached_property
@@ -133,12 +156,12 @@ class Plan:
     def upsert(self) -> str:
         """One row, whole: inserted, or put in the place of the row with its key."""
         count = len(self.relation.columns)
-        names = ", ".join(quote(column.name) for column in self.relation.columns)
+        names = ", ".join(map(quote, self.names))
         values = ", ".join(self._bind(position) for position in range(count))
         insert = f"insert into {quote(self.name)} ({names}) values ({values})"
         if not self.key:
             return insert
-        others = [quote(c.name) for c in self.relation.columns if c.name not in self.key]
+        others = [quote(name) for name in self.names if name not in self.key]
         sets = ", ".join(f"{name} = excluded.{name}" for name in others)
         return f"{insert} on conflict ({', '.join(map(quote, self.key))}) do " + (
             f"update set {sets}" if sets else "nothing"
@@ -156,9 +179,9 @@ class Plan:
     @cached_property
     def delete_one(self) -> str:
         """One row equal in every column, for a table without a key; parameters are the whole row."""
-        match = " and ".join(f"{quote(c.name)} is {self._bind(n)}" for n, c in enumerate(self.relation.columns))
+        match = " and ".join(f"{quote(name)} is {self._bind(number)}" for number, name in enumerate(self.names))
         name = quote(self.name)
-        taken = {column.name.lower() for column in self.relation.columns}
+        taken = {column.lower() for column in self.names}
         rowid = next((alias for alias in ("rowid", "_rowid_", "oid") if alias not in taken), None)
         if rowid is None:
             raise SchemaDrift(
@@ -178,7 +201,7 @@ class Plan:
         for position, value in enumerate(new):
             if value is not UNCHANGED:
                 values.append(value)
-                sets.append(f"{quote(self.relation.columns[position].name)} = {self._bind(position, f'?{len(values)}')}")
+                sets.append(f"{quote(self.names[position])} = {self._bind(position, f'?{len(values)}')}")
         matches = []
         for name, position in zip(self.key, self._key_positions, strict=True):
             values.append((old or new)[position])

@@ -14,7 +14,7 @@ from appliers.catalog import Catalog
 from appliers.errors import ReplicaCorrupt, ReplicaForeign, SchemaDrift
 from appliers.replica import Template, open_writer
 from cdc.catalog import Index
-from cdc.pgoutput import Row
+from cdc.pgoutput import UNCHANGED, Row
 from cdc.relation import Relation
 from fanout.envelope import Op
 from tests.appliers.records import (
@@ -204,10 +204,37 @@ def test_an_empty_file_and_a_journal_left_over_are_no_replica(tmp_path: Path) ->
 
 
 def test_a_table_that_sqlite_cannot_hold_stops_the_tenant_with_its_reason(tmp_path: Path) -> None:
-    """Columns that differ by case alone are one column to SQLite: the error says so, and names no value (T33)."""
-    twins = relation("twins", (("id", INT8), ("Name", TEXT), ("name", TEXT)))
-    with pytest.raises(SchemaDrift, match="duplicate column name"):
-        open_replica(tmp_path, catalog_of(schema(twins)))
+    """Tables that differ by case alone are one table to SQLite: the error says so, and names no value (T33)."""
+    twins = relation("twins"), relation("Twins", oid=16401)
+    with pytest.raises(SchemaDrift, match="already exists"):
+        open_replica(tmp_path, catalog_of(*map(schema, twins)))
+
+
+def test_columns_that_differ_by_case_alone_have_names_of_their_own(tmp_path: Path) -> None:
+    """All but the first get a number, also as a key and in indexes; which is which is in the replica (T33)."""
+    twins = relation("twins", (("Id", INT8), ("id", INT8), ("ID", TEXT), ("id_2", TEXT)), ("id",))
+    indexes = [Index("by_id", False, ("ID", "id"), (True, False)), Index("By_ID", False, ("id_2",), (False,))]
+    catalog = catalog_of(schema(twins), facts=[facts(twins, ("id",), indexes)])
+    made = open_replica(tmp_path, catalog)
+    made.apply(
+        numbered(
+            changes(10, run(Op.UPSERT, twins, ["1", "10", "a", "x"], ["2", "20", "b", "y"])),
+            changes(
+                20, run(Op.PATCH, twins, [UNCHANGED, "10", "c", UNCHANGED]), run(Op.DELETE, twins, [None, "20", None, None])
+            ),
+        ),
+        ready=True,
+    )
+    made.close()
+    with sqlite3.connect(tmp_path / "acme.db") as conn:
+        cursor = conn.execute("select * from twins")
+        assert [name for name, *_ in cursor.description] == ["Id", "id_3", "ID_4", "id_2"]
+        assert cursor.fetchall() == [(1, 10, "c", "x")]
+        names = conn.execute("select source_name, name from _headrace_columns order by ordinal").fetchall()
+        assert names == [("Id", "Id"), ("id", "id_3"), ("ID", "ID_4"), ("id_2", "id_2")]
+        assert conn.execute("select primary_key from _headrace_tables").fetchone() == ('["id_3"]',)
+        found = [name for (name,) in conn.execute("select name from sqlite_schema where type = 'index' and sql is not null")]
+        assert sorted(found) == ["twins.By_ID_2", "twins.by_id"]
 
 
 def test_the_template_follows_the_catalog(tmp_path: Path) -> None:

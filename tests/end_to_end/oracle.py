@@ -4,35 +4,34 @@
     TornWatcher             reads the replicas during a run, as a user would, and notes every half-visible transaction
     wait_until              the only way in which these tests wait
 
-Values are compared as the text that Postgres prints: a replica's value is turned back by the documented mapping
-(docs/types.md), spelt out here once more and not taken from `appliers.types`, which is what is being tested.
+Values are compared as the text that Postgres prints, of any type: a replica's value is turned back by `appliers.pgtext`,
+which cannot make it up where `appliers.types` has lost it.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
-from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import apsw
 import psycopg
 from psycopg import sql
 
+from appliers.pgtext import columns_of, rows_as_text
 from appliers.place import SHARED_FILE, decode_name, replica_path
-from appliers.table import quote
 
 Value = TypeVar("Value")
 Row = tuple[str | None, ...]
+
+OUTPUT: Final = """set local timezone = 'UTC'; set local datestyle = 'ISO, MDY'; set local extra_float_digits = 3;
+set local intervalstyle = 'postgres'; set local bytea_output = 'hex'"""
+"""As values are printed for the copy and the stream (`cdc.connection`)."""
 
 
 def wait_until(condition: Callable[[], Value], what: str, *, deadline_s: float = 60.0) -> Value:
@@ -77,7 +76,7 @@ def assert_replicas_equal(
     """
     with conn.transaction():
         conn.execute("set transaction isolation level repeatable read, read only")
-        conn.execute("set local timezone = 'UTC'; set local datestyle = 'ISO'; set local extra_float_digits = 3")
+        conn.execute(OUTPUT)
         columns = {table: _columns(conn, table) for table in tables}
         wanted = {table: _rows_by_tenant(conn, table, columns[table]) for table in tables}
     tenants = {tenant for rows in wanted.values() for tenant in rows if tenant is not None}
@@ -125,35 +124,30 @@ def reading(path: Path) -> Iterator[apsw.Connection]:
         connection.close()
 
 
-def _columns(conn: psycopg.Connection[Any], table: Table) -> list[tuple[str, str]]:
-    """(name, type as Postgres writes it), in order."""
+def _columns(conn: psycopg.Connection[Any], table: Table) -> list[str]:
     rows = conn.execute(
-        "select attname::text, format_type(atttypid, atttypmod) from pg_attribute"
-        " where attrelid = %s::regclass and attnum > 0 and not attisdropped order by attnum",
+        "select attname::text from pg_attribute where attrelid = %s::regclass and attnum > 0 and not attisdropped"
+        " order by attnum",
         (table.sql.as_string(conn),),
     ).fetchall()
-    return [(name, type_) for name, type_ in rows]
+    return [name for (name,) in rows]
 
 
-def _rows_by_tenant(
-    conn: psycopg.Connection[Any], table: Table, columns: Sequence[tuple[str, str]]
-) -> dict[str | None, Counter[Row]]:
-    texts = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name, _ in columns)
+def _rows_by_tenant(conn: psycopg.Connection[Any], table: Table, columns: Sequence[str]) -> dict[str | None, Counter[Row]]:
     tenant = sql.SQL("{}::text").format(sql.Identifier(table.tenant)) if table.tenant else sql.SQL("null")
-    query = sql.SQL("select {}, {} from {}").format(tenant, texts, table.sql)
+    names = sql.SQL(", ").join(map(sql.Identifier, columns))
+    query = sql.SQL("copy (select {}, {} from {}) to stdout").format(tenant, names, table.sql)
     found: dict[str | None, Counter[Row]] = {}
-    for owner, *row in conn.execute(query):
-        found.setdefault(owner, Counter())[tuple(row)] += 1
+    with conn.cursor() as cursor, cursor.copy(query) as copy:
+        for owner, *row in copy.rows():
+            found.setdefault(owner, Counter())[tuple(row)] += 1
     return found
 
 
-def _replica_rows(replica: apsw.Connection, table: str, columns: Sequence[tuple[str, str]]) -> Iterator[Row]:
-    has = [str(row[1]) for row in replica.execute(f"pragma table_info({quote(table)})")]
-    assert has == [name for name, _ in columns], f"{table} has the columns {has}"
-    names = ", ".join(quote(name) for name, _ in columns)
-    types = [type_ for _, type_ in columns]
-    for row in replica.execute(f"select {names} from {quote(table)}"):
-        yield tuple(postgres_text(value, type_) for value, type_ in zip(row, types, strict=True))
+def _replica_rows(replica: apsw.Connection, table: str, columns: Sequence[str]) -> Iterator[Row]:
+    has = columns_of(replica, table)
+    assert [column.source.name for column in has] == list(columns), f"{table} has the columns {has}"
+    yield from rows_as_text(replica, table, has)
 
 
 def _difference(path: Path, table: str, found: Counter[Row], expected: Counter[Row]) -> str:
@@ -171,82 +165,6 @@ def _difference(path: Path, table: str, found: Counter[Row], expected: Counter[R
 
 def _short(value: str | None) -> str:
     return repr(value) if value is None or len(value) < 60 else f"{value[:40]!r}..{len(value)}..{value[-10:]!r}"
-
-
-# A replica's value -> Postgres' text
-
-
-def postgres_text(value: Any, type_: str) -> str | None:
-    """What `::text` gives in Postgres for what a replica holds. Fails on a type that this oracle does not know."""
-    if value is None:
-        return None
-    base = type_.partition("(")[0]
-    match base:
-        case "smallint" | "integer" | "bigint" | "oid":
-            assert type(value) is int, f"{type_} as {type(value).__name__}"
-            return str(value)
-        case "boolean":
-            assert value in (0, 1), f"boolean as {value!r}"
-            return "true" if value else "false"
-        case "double precision":
-            return _float_text(value) if isinstance(value, float) else str(value)
-        case "numeric":
-            return _numeric_text(value, type_)
-        case "bytea":
-            assert isinstance(value, bytes), f"bytea as {type(value).__name__}"
-            return "\\x" + value.hex()
-        case "timestamp with time zone":
-            return str(value).removesuffix(":00") if str(value).endswith("+00:00") else str(value)
-        case "integer[]" | "bigint[]" | "text[]" | "boolean[]":
-            return _array_text(json.loads(value))
-        case "text" | "character varying" | "uuid" | "json" | "jsonb" | "date" | "timestamp without time zone":
-            assert isinstance(value, str), f"{type_} as {type(value).__name__}"
-            return value
-    raise AssertionError(f"the oracle does not know the type {type_}")
-
-
-def _numeric_text(value: Any, type_: str) -> str:
-    if isinstance(value, str):  # wider than a double is exact for, or what SQLite has no number for
-        return value
-    scale = int(type_.rstrip(")").partition(",")[2] or 0)
-    return f"{Decimal(repr(value)):.{scale}f}"
-
-
-def _float_text(value: float) -> str:
-    """Shortest digits that read back, as Postgres lays them out: scientific below 1e-4 and from 1e15 on.
-
-    Unlike Python, Postgres takes no digits that stand exactly half way to the next double.
-    """
-    shortest = Decimal(repr(value))
-    middles = [
-        (Fraction(value) + Fraction(math.nextafter(value, to))) / 2 for to in (-sys.float_info.max, sys.float_info.max)
-    ]
-    while Fraction(shortest) in middles:
-        shortest = Decimal(f"{value:.{len(shortest.as_tuple().digits)}e}")
-    sign, digits, exponent = shortest.normalize().as_tuple()
-    assert isinstance(exponent, int)
-    point = len(digits) + exponent
-    text = "".join(map(str, digits))
-    if value == 0:
-        shown = "0"
-    elif point < -3 or point > 15:
-        shown = f"{text[0]}{'.' if len(text) > 1 else ''}{text[1:]}e{'-' if point < 1 else '+'}{abs(point - 1):02d}"
-    else:
-        shown = f"{Decimal((0, digits, exponent)):f}"
-    return "-" + shown if sign else shown
-
-
-def _array_text(value: Any) -> str:
-    if isinstance(value, list):
-        return "{" + ",".join(map(_array_text, value)) + "}"
-    if value is None:
-        return "NULL"
-    if isinstance(value, bool):
-        return "t" if value else "f"
-    text = str(value)
-    if isinstance(value, str) and (not text or text.upper() == "NULL" or any(c in '{},"\\ \t\n\r\v\f' for c in text)):
-        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return text
 
 
 # Whole transactions on the way

@@ -11,7 +11,7 @@ import pytest
 from appliers.place import replica_path
 from fanout.log import LogConfig
 from tests.conftest import Database
-from tests.end_to_end.oracle import assert_replicas_equal, postgres_text
+from tests.end_to_end.oracle import assert_replicas_equal
 from tests.faults.pipeline import PARTITIONS, Pipeline
 from tests.faults.traffic import FOUNDERS, TABLES
 
@@ -65,31 +65,3 @@ def test_no_difference_and_no_half_transaction_is_overlooked(
     path.unlink()
     with pytest.raises(AssertionError, match="without a replica"):
         assert_replicas_equal(pipeline.conn, pipeline.root, PARTITIONS, TABLES)
-
-
-@pytest.mark.parametrize(
-    ("expression", "stored", "type_"),
-    [
-        ("1e15::float8", 1e15, "double precision"),
-        ("123456789012345::float8", 123456789012345.0, "double precision"),
-        ("0.0001::float8", 0.0001, "double precision"),
-        ("-1.5e-5::float8", -1.5e-5, "double precision"),
-        ("'-0'::float8", -0.0, "double precision"),
-        ("(-171545498197664384)::float8", -171545498197664384.0, "double precision"),
-        ("166813274122934016::float8", 166813274122934016.0, "double precision"),
-        ("5e-324::float8", 5e-324, "double precision"),
-        ("1.7976931348623157e308::float8", 1.7976931348623157e308, "double precision"),
-        ("1.5::numeric(12,2)", 1.5, "numeric(12,2)"),
-        ("'2024-01-02 03:04:05.6+00'::timestamptz", "2024-01-02 03:04:05.6+00:00", "timestamp with time zone"),
-        (r"""array['a', null, 'NULL', '', 'x,"{}\']::text[]""", r'["a",null,"NULL","","x,\"{}\\"]', "text[]"),
-        ("array[[1,2],[3,null]]", "[[1,2],[3,null]]", "integer[]"),
-        (r"'\x00ff'::bytea", b"\x00\xff", "bytea"),
-        ("true", 1, "boolean"),
-    ],
-)
-def test_values_are_turned_back_into_postgres_text(database: Database, expression: str, stored: object, type_: str) -> None:
-    """The oracle's own mapping prints what Postgres prints."""
-    with database.connect() as conn:
-        conn.execute("set timezone = 'UTC'")
-        row = conn.execute(f"select ({expression})::text".encode()).fetchone()
-    assert row == (postgres_text(stored, type_),)
