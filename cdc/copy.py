@@ -5,6 +5,8 @@
 Invariants:
  - every worker reads the very snapshot that the slot exported, asserted before its first row (cases.md T24), so rows
    copied plus rows streamed from the slot are the table: nothing missing, nothing twice;
+ - no table was truncated, rewritten or altered between the snapshot and the lock that keeps it as it is: such a change is
+   not MVCC-safe (https://www.postgresql.org/docs/current/mvcc-caveats.html), its old rows read as none;
  - a value copied is the same text as the same value streamed (same output settings, `cdc.connection`).
 
 The copy holds no state: when it breaks off, the slot is dropped and it starts over, because a snapshot cannot be
@@ -115,7 +117,7 @@ def copy_tables(dsn: str, snapshot: str, tables: list[PublishedTable], workers: 
 
     def work() -> None:
         try:
-            _copy_shares(dsn, snapshot, todo, put)
+            _copy_shares(dsn, snapshot, tables, todo, put)
         except Exception as error:  # noqa: BLE001 - handed to the caller, who raises it
             results.put(error)
         finally:
@@ -143,10 +145,39 @@ def copy_tables(dsn: str, snapshot: str, tables: list[PublishedTable], workers: 
             running -= results.get() is None
 
 
-def _copy_shares(dsn: str, snapshot: str, todo: queue.SimpleQueue[Share], put: Callable[[CopiedRows], bool]) -> None:
+_LAYOUT: Final = """
+select c.oid::bigint, c.relfilenode::bigint,
+       (select string_agg(concat_ws(' ', a.attnum, quote_ident(a.attname), a.atttypid, a.atttypmod), ',' order by a.attnum)
+        from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped)
+from pg_class c
+where c.oid = any(%(tables)s) or c.oid in (select p.relid from unnest(%(tables)s) t(oid), pg_partition_tree(t.oid) p)
+order by 1
+"""
+
+
+def _hold_still(dsn: str, conn: psycopg.Connection[Any], tables: list[PublishedTable]) -> None:
+    """Lock the tables against DDL and TRUNCATE, as pg_dump does, until `conn` ends its transaction.
+
+    Raises CopyFailed when one of them is not as the snapshot has it any more; SourceError.
+    """
+    if not tables:
+        return
+    names = [sql.SQL("{}" if t.partitioned else "only {}").format(_name(t)) for t in tables]
+    conn.execute(sql.SQL("lock table {} in access share mode").format(sql.SQL(", ").join(names)))
+    which = {"tables": [table.relation.oid for table in tables]}
+    with connect(dsn, application_name="headrace-copy") as present:
+        changed = conn.execute(_LAYOUT, which).fetchall() != present.execute(_LAYOUT, which).fetchall()
+    if changed:
+        raise CopyFailed("A table was truncated or altered while its copy was about to begin")
+
+
+def _copy_shares(
+    dsn: str, snapshot: str, tables: list[PublishedTable], todo: queue.SimpleQueue[Share], put: Callable[[CopiedRows], bool]
+) -> None:
     with translated(), connect(dsn, application_name="headrace-copy") as conn, conn.transaction():
         conn.execute("set transaction isolation level repeatable read, read only")
         conn.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(snapshot)))
+        _hold_still(dsn, conn, tables)
         while True:
             try:
                 share = todo.get_nowait()
@@ -185,6 +216,10 @@ def _statement(share: Share) -> sql.Composed:
     where = sql.SQL(" where ") + sql.SQL(" and ").join(conditions) if conditions else sql.SQL("")
     columns = sql.SQL(", ").join(sql.Identifier(column.name) for column in relation.columns)
     # ONLY: the rows of a table that inherits are published, if at all, as that table's own
-    name = sql.SQL("{}" if table.partitioned else "only {}").format(sql.Identifier(relation.schema, relation.table))
+    name = sql.SQL("{}" if table.partitioned else "only {}").format(_name(table))
     source = sql.SQL("select {} from {}").format(columns, name)
     return sql.SQL("copy ({}{}) to stdout").format(source, where)
+
+
+def _name(table: PublishedTable) -> sql.Identifier:
+    return sql.Identifier(table.relation.schema, table.relation.table)

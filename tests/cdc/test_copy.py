@@ -211,6 +211,34 @@ def test_a_worker_that_fails_ends_the_copy(database: Database) -> None:
     assert copy_threads() == []
 
 
+CAVEATS = {
+    "truncated": "truncate a",
+    "rewritten": "alter table a alter n type bigint",
+    "columns that swap names": "alter table a rename n to x; alter table a rename m to n; alter table a rename x to m",
+    "a partition truncated": "truncate p1",
+    "a partition replaced": "drop table p1; create table p1 partition of p for values in (1)",
+}
+
+
+@pytest.mark.every_postgres
+@pytest.mark.parametrize("change", CAVEATS.values(), ids=CAVEATS)
+def test_a_table_that_was_changed_after_the_snapshot_is_not_copied_as_empty(database: Database, change: str) -> None:
+    """T24: what is not MVCC-safe between the snapshot and the copy's lock starts the copy over, and no row is lost."""
+    conn = database.connect()
+    conn.execute("create table a (n int, m int); insert into a select n, -n from generate_series(1, 10) n")
+    conn.execute("create table p (n int) partition by list (n); create table p1 partition of p for values in (1)")
+    conn.execute("insert into p values (1)")
+    tables = published(conn, "a", "p")
+    with database.connect() as exporter, exporter.transaction():
+        exporter.execute("set transaction isolation level repeatable read")
+        snapshot = exporter.execute("select pg_export_snapshot()").fetchone()
+        assert snapshot is not None
+        assert sum(len(batch.rows) for batch in copy_tables(database.dsn, snapshot[0], tables, 2)) == 11
+        conn.execute(change.encode())
+        with pytest.raises(CopyFailed, match="truncated or altered"):
+            list(copy_tables(database.dsn, snapshot[0], tables, 2))
+
+
 def test_a_caller_that_stops_early_leaves_no_worker_behind(database: Database) -> None:
     """Closing the iterator ends the workers, also those that wait for room."""
     conn = database.connect()
