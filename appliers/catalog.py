@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from appliers.table import Plan
 from appliers.types import As
-from cdc.catalog import TableFacts
+from cdc.facts import TableFacts
 from fanout.envelope import Schema
 from fanout.errors import LogTrimmed
 

@@ -25,7 +25,7 @@ import msgspec
 from appliers.catalog import Catalog
 from appliers.errors import PartitionInUse, StateForeign, StorageUnavailable
 from appliers.place import partition_directory
-from cdc.catalog import TableFacts
+from cdc.facts import TableFacts
 from fanout.envelope import Schema
 from fanout.errors import LogReplaced, PartitionCountChanged
 from fanout.log.interface import BEGINNING

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from appliers import types
 from appliers.errors import SchemaDrift
 from appliers.types import As, map_column
-from cdc.catalog import TableFacts
+from cdc.facts import TableFacts
 from cdc.pgoutput import UNCHANGED, Row
 from cdc.relation import Relation, ReplicaIdentity
 from fanout.envelope import Schema

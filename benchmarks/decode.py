@@ -21,7 +21,7 @@ from benchmarks import frames
 from benchmarks.report import Report
 from benchmarks.workload import PARTITIONS, ROWS_A_TRANSACTION
 from cdc import pgoutput
-from cdc.catalog import TableFacts
+from cdc.facts import TableFacts
 from cdc.relation import Relation
 from cdc.transaction import Assembler, Transaction
 from fanout import envelope

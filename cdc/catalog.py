@@ -1,11 +1,13 @@
-"""What Relation messages do not say about a table: its primary key and its indexes.
+"""What Relation messages do not say about a table (`cdc.facts`), on its way through the stream.
 
-Headrace never reads the catalog while it decodes. At the start of the relay the facts are read once and sent through
-the stream itself, as a transactional logical message, so that they arrive in commit order like any change:
+Headrace never reads the catalog while it decodes. Facts are put into the stream as transactional logical messages, so
+that they arrive in commit order like any change, by either of two writers:
 
-    read_facts -> emit_facts (pg_logical_emit_message) -> stream -> facts_from_message
+    the relay            emit_facts: every published table, when it starts, and when the stream shows what it does not know
+    the event trigger    `cdc.ddl_trigger`: the tables that a DDL command touched, in that command's own transaction
 
-While they are read the tables are locked against DDL (ACCESS SHARE), so the message is true where it stands.
+A message of the trigger is exact where it stands: its transaction holds the tables' locks. One of the relay tells the
+snapshot in which it was read, and is believed of a table only when that snapshot has seen all that is known of it.
 """
 
 from __future__ import annotations
@@ -14,79 +16,114 @@ from typing import Any, Final
 
 import msgspec
 import psycopg
-from psycopg import sql
 
 from cdc.connection import translated
 from cdc.errors import MalformedMessage
-from cdc.publication import published_tables
+from cdc.facts import TableFacts
+from cdc.publication import SETTINGS, TABLES, PublishedTable, published_tables, require_publication, table_of
 
 PREFIX: Final = "headrace.catalog"
 
-
-class Index(msgspec.Struct, array_like=True, frozen=True):
-    """An index of the source on plain columns. `columns` are names in the index' order, `descending` their directions."""
-
-    name: str
-    unique: bool
-    columns: tuple[str, ...]
-    descending: tuple[bool, ...]
-
-
-class TableFacts(msgspec.Struct, array_like=True, frozen=True):
-    """What Relation messages do not say. `primary_key` is empty without one, and for one that is deferrable."""
-
-    oid: int
-    schema: str
-    table: str
-    primary_key: tuple[str, ...]
-    indexes: tuple[Index, ...]
-
-
-_INDEXES = """
-select i.indrelid::bigint, c.relname, i.indisprimary, i.indisunique, i.indimmediate,
-       array(select a.attname::text from unnest(i.indkey::int2[]) with ordinality k(attnum, n)
-             join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
-             where k.n <= i.indnkeyatts order by k.n) as columns,
-       array(select (o.option & 1) = 1 from unnest(i.indoption::int2[]) with ordinality o(option, n)
-             where o.n <= i.indnkeyatts order by o.n) as descending
-from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am m on m.oid = c.relam
-where i.indrelid = any(%s) and i.indisvalid and i.indexprs is null and i.indpred is null and m.amname = 'btree'
-order by i.indrelid, c.relname
+_EMIT: Final = (
+    """
+select pg_logical_emit_message(true, %(prefix)s, convert_to(json_build_object(
+  'publication', %(publication)s::text, 'complete', true, 'snapshot', pg_current_snapshot()::text,
+  'tables', coalesce((select json_agg(t.r) from ("""
+    + TABLES.replace(":publication", "%(publication)s").replace(":oids", "%(oids)s::oid[]")
+    + """) t(r)), '[]'))::text, 'UTF8'))
 """
-# Expression, partial and non-btree indexes are left out: SQLite could not use them for the same queries.
+).encode()
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A Postgres snapshot: which transactions its reader has seen. Numbers are of 64 bits."""
+
+    oldest: int
+    next: int
+    running: frozenset[int]
+
+    def sees(self, xid: int) -> bool:
+        """Whether a transaction, by its 32-bit number, was committed for this reader."""
+        full = self.next & ~0xFFFF_FFFF | xid
+        if full > self.next + 0x8000_0000:
+            full -= 1 << 32
+        return full < self.oldest or (full < self.next and full not in self.running)
+
+
+class CatalogMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """What one message says. Tables are named by their oid.
+
+    `publication`: whose facts these are; empty: for every publication. `complete`: `tables` are all that it has.
+    `snapshot`: in which they were read, of a complete one. `created`: tables that this very command made. `additive`:
+    tables whose indexes are these, and maybe others. `gone`: tables that are dropped, or published no more.
+    `gone_indexes`: (schema, name). `rewritten`: table -> the reasons, as pg_event_trigger_table_rewrite_reason gives them.
+    `unknown`: something changed that the message does not tell.
+    """
+
+    publication: str = ""
+    complete: bool = False
+    snapshot: Snapshot | None = None
+    tables: tuple[PublishedTable, ...] = ()
+    created: frozenset[int] = frozenset()
+    additive: frozenset[int] = frozenset()
+    gone: tuple[int, ...] = ()
+    gone_indexes: tuple[tuple[str, str], ...] = ()
+    rewritten: dict[int, int] = {}
+    unknown: bool = False
+
+
+class _Content(msgspec.Struct):
+    """A message as it is written."""
+
+    publication: str | None = None
+    complete: bool = False
+    snapshot: str = ""
+    tables: list[list[Any]] = []
+    created: list[int] = []
+    additive: list[int] = []
+    gone: list[int] = []
+    gone_indexes: list[tuple[str, str]] = []
+    rewritten: list[tuple[int, int]] = []
+    unknown: bool = False
 
 
 def read_facts(conn: psycopg.Connection[Any], publication: str) -> list[TableFacts]:
     """The facts of every published table, in the transaction of `conn` if one is open. Raises SourceError."""
-    with translated():
-        tables = published_tables(conn, publication)
-        rows = conn.execute(_INDEXES, ([table.relation.oid for table in tables],)).fetchall()
-    keys: dict[int, tuple[str, ...]] = {}
-    indexes: dict[int, list[Index]] = {}
-    for oid, name, primary, unique, immediate, columns, descending in rows:
-        if primary and immediate:
-            keys[oid] = tuple(columns)
-        else:
-            indexes.setdefault(oid, []).append(Index(name, unique, tuple(columns), tuple(descending)))
-    return [
-        TableFacts(r.oid, r.schema, r.table, keys.get(r.oid, ()), tuple(indexes.get(r.oid, ())))
-        for r in (table.relation for table in tables)
-    ]
+    return [table.facts for table in published_tables(conn, publication)]
 
 
 def emit_facts(conn: psycopg.Connection[Any], publication: str) -> None:
     """Put the facts into the stream, as of its own commit. `conn` is an ordinary one. Raises SourceError."""
+    require_publication(conn, publication)
     with translated(), conn.transaction():
-        names = [sql.Identifier(t.relation.schema, t.relation.table) for t in published_tables(conn, publication)]
-        if names:
-            conn.execute(sql.SQL("lock table {} in access share mode").format(sql.SQL(", ").join(names)))
-        content = msgspec.json.encode(read_facts(conn, publication))
-        conn.execute("select pg_logical_emit_message(true, %s, %s::bytea)", (PREFIX, content))
+        conn.execute(SETTINGS)
+        conn.execute(_EMIT, {"prefix": PREFIX, "publication": publication, "oids": None})
 
 
-def facts_from_message(content: bytes) -> list[TableFacts]:
+def read_message(content: bytes) -> CatalogMessage:
     """The content of a logical message with our prefix. Raises MalformedMessage."""
+    if content[:1] == b"[":
+        # of a version of Headrace that told no columns
+        return CatalogMessage(unknown=True)
     try:
-        return msgspec.json.decode(content, type=list[TableFacts])
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        said = msgspec.json.decode(content, type=_Content)
+        return CatalogMessage(
+            publication=said.publication or "",
+            complete=said.complete,
+            snapshot=_snapshot(said.snapshot) if said.snapshot else None,
+            tables=tuple(map(table_of, said.tables)),
+            created=frozenset(said.created),
+            additive=frozenset(said.additive),
+            gone=tuple(said.gone),
+            gone_indexes=tuple(said.gone_indexes),
+            rewritten=dict(said.rewritten),
+            unknown=said.unknown,
+        )
+    except (msgspec.DecodeError, msgspec.ValidationError, ValueError, TypeError, IndexError) as error:
         raise MalformedMessage("A headrace.catalog message that Headrace did not write") from error
+
+
+def _snapshot(text: str) -> Snapshot:
+    """`oldest:next:running,...`, as pg_snapshot is printed."""
+    oldest, following, running = text.split(":")
+    return Snapshot(int(oldest), int(following), frozenset(map(int, filter(None, running.split(",")))))

@@ -13,6 +13,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from cdc.connection import connect, connect_replication, translated
+from cdc.ddl_trigger import TriggerState, inspect_trigger
 from cdc.errors import SourceError
 from cdc.relation import ReplicaIdentity
 from cdc.slot import Slot, SystemIdentity, identify_system, inspect_slot
@@ -111,6 +112,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     slot: Slot
     tables: tuple[Table, ...]
     """Every table but the system's, whether published or not."""
+    trigger: TriggerState = TriggerState.MISSING
 
 
 _SERVER = """
@@ -200,6 +202,7 @@ def inspect_source(dsn: str, slot: str, publication: str) -> Source:
             publication=find_publication(conn, publication),
             slot=inspect_slot(conn, slot),
             tables=tuple(read_tables(conn, publication)),
+            trigger=inspect_trigger(conn, publication),
         )
     try:
         with connect_replication(dsn, application_name="headrace-check") as replication:

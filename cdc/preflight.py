@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from cdc.ddl_trigger import TriggerState
 from cdc.inspection import Publication, Source, Table
 from cdc.slot import Slot, SlotState
 
@@ -80,6 +81,7 @@ def source_findings(source: Source, tables: Iterable[Table]) -> list[Finding]:
         *_publication(source),
         *_rights(source, tables),
         _slot(source.slot),
+        _trigger(source.trigger),
     ]
 
 
@@ -260,6 +262,20 @@ def _slot(slot: Slot) -> Finding:
     if slot.wal_status == "unreserved":
         return warning("slot", f"{kept}: the server is about to remove it", "Start the relay now: `headrace relay`.")
     return ok("slot", kept)
+
+
+def _trigger(state: TriggerState) -> Finding:
+    check, fix = "ddl trigger", "headrace setup --ddl-trigger"
+    match state:
+        case TriggerState.MISSING:
+            return ok(check, "not there: a schema change that rows do not show is noticed late, and read again")
+        case TriggerState.OTHER_VERSION:
+            return warning(check, "It is of another version of Headrace", fix)
+        case TriggerState.DISABLED:
+            return warning(check, "A part of it is gone, or does not fire in every session", fix)
+        case TriggerState.NOT_NOTED:
+            return warning(check, "It is there, but does not serve this publication", fix)
+    return ok(check, "schema changes are told where they happen")
 
 
 def _count(number: int, what: str) -> str:

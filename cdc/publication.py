@@ -7,7 +7,8 @@ rows of the stream have one shape and one digest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 import psycopg
@@ -15,7 +16,8 @@ from psycopg import sql
 
 from cdc.connection import translated
 from cdc.errors import PublicationMissing
-from cdc.relation import FIRST_DESCRIBED_OID, Column, Relation, ReplicaIdentity
+from cdc.facts import ColumnFacts, Index, TableFacts
+from cdc.relation import Column, Relation, ReplicaIdentity
 
 
 class PublishedTable(msgspec.Struct, frozen=True):
@@ -27,38 +29,17 @@ class PublishedTable(msgspec.Struct, frozen=True):
     row_filter: str
     pages: int
     rows: int
-    partitioned: bool = False
+    partitioned: bool
+    facts: TableFacts
 
 
-_TABLES = """
-with recursive domain(oid, base) as (
-  select oid, typbasetype from pg_type where typtype = 'd'
-  union all
-  select d.oid, t.typbasetype from domain d join pg_type t on t.oid = d.base and t.typtype = 'd'
-), identity(relid, attnums) as (
-  -- int2vector counts from 0; INCLUDE columns come last and are no part of the identity
-  select i.indrelid, (i.indkey::int2[])[0:i.indnkeyatts - 1] from pg_index i join pg_class c on c.oid = i.indrelid
-  where case c.relreplident when 'd' then i.indisprimary and i.indimmediate when 'i' then i.indisreplident end
-)
-select c.oid::bigint, n.nspname, c.relname, c.relkind = 'p', c.relreplident::text, coalesce(p.rowfilter, ''),
-       greatest(c.relpages, 0), greatest(c.reltuples, 0)::bigint,
-       (select json_agg(json_build_array(
-                 a.attname, a.atttypid::bigint,
-                 case when a.atttypid >= %(described)s then concat(bn.nspname, '.', bt.typname) else '' end,
-                 a.atttypmod, c.relreplident = 'f' or coalesce(a.attnum = any(identity.attnums), false),
-                 not a.attnotnull) order by a.attnum)
-        from pg_attribute a
-        left join domain d on d.oid = a.atttypid and not exists (select from domain i where i.oid = d.base)
-        join pg_type bt on bt.oid = coalesce(d.base, a.atttypid) join pg_namespace bn on bn.oid = bt.typnamespace
-        left join identity on identity.relid = c.oid
-        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attname = any(p.attnames)
-          -- PostgreSQL 15 names generated columns here and does not send them
-          and (a.attgenerated = '' or current_setting('server_version_num')::int >= 160000))
-from pg_publication_tables p
-join pg_namespace n on n.nspname = p.schemaname
-join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
-where p.pubname = %(publication)s order by 2, 3
-"""
+TABLES: Final = (Path(__file__).parent / "tables.sql").read_text()
+"""The query of all that is known here; its parameters are `:publication` and `:oids`."""
+
+SETTINGS: Final = b"set local search_path = pg_catalog, pg_temp"
+"""Row filters are printed with the names that this search path makes necessary: always the same text."""
+
+_QUERY: Final = TABLES.replace(":publication", "%(publication)s").replace(":oids", "%(oids)s::oid[]").encode()
 
 
 def publication_exists(conn: psycopg.Connection[Any], publication: str) -> bool:
@@ -76,20 +57,34 @@ def require_publication(conn: psycopg.Connection[Any], publication: str) -> None
 def published_tables(conn: psycopg.Connection[Any], publication: str) -> list[PublishedTable]:
     """Every table of the publication. Raises PublicationMissing, SourceError."""
     require_publication(conn, publication)
-    with translated():
-        rows = conn.execute(_TABLES, {"publication": publication, "described": FIRST_DESCRIBED_OID}).fetchall()
-    tables = []
-    for oid, schema, table, partitioned, identity, row_filter, pages, estimate, columns in rows:
-        relation = Relation(
-            oid,
-            schema,
-            table,
-            ReplicaIdentity(identity),
-            tuple(Column(name, type_oid, type_name, typmod, key) for name, type_oid, type_name, typmod, key, _ in columns),
-        )
-        nullable = tuple(column[0] for column in columns if column[5])
-        tables.append(PublishedTable(relation, nullable, row_filter, pages, estimate, partitioned))
-    return tables
+    with translated(), conn.transaction():
+        conn.execute(SETTINGS)
+        rows = conn.execute(_QUERY, {"publication": publication, "oids": None}).fetchall()
+    return [table_of(row) for (row,) in rows]
+
+
+def table_of(row: Sequence[Any]) -> PublishedTable:
+    """One row of `TABLES`."""
+    oid, schema, table, identity, columns, indexes, attributes, row_filter, partitioned, pages, rows = row
+    columns, indexes = columns or (), indexes or ()
+    made = tuple(Column(name, type_oid, type_name, typmod, key) for name, type_oid, type_name, typmod, key, *_ in columns)
+    facts = TableFacts(
+        oid,
+        schema,
+        table,
+        next((tuple(keys) for _, primary, _, keys, _ in indexes if primary), ()),
+        tuple(
+            Index(name, unique, tuple(names), tuple(directions))
+            for name, primary, unique, names, directions in indexes
+            if not primary
+        ),
+        tuple(ColumnFacts(attnum, column[0], missing, tuple(form or ())) for *column, attnum, missing, form in columns),
+        attributes,
+        row_filter,
+    )
+    relation = Relation(oid, schema, table, ReplicaIdentity(identity), made)
+    nullable = tuple(column[0] for column in columns if column[5])
+    return PublishedTable(relation, nullable, row_filter, pages, rows, partitioned, facts)
 
 
 def create_publication(publication: str, tables: Sequence[tuple[str, str]]) -> sql.Composed:

@@ -6,9 +6,10 @@ tests/fanout/test_envelope.py: a change that breaks them is a new version, never
 
     key = tenant id    Changes                       one tenant's part of one transaction, or of the first copy
     key = null         Changes                       rows of shared tables
-    key = null         Schema Catalog Truncate Close for every tenant, in commit order
+    key = null         Schema Catalog Truncate Close for every tenant, in commit order; Dropped (version 2)
     key = null         Progress CopyBegin CopyEnd    how far the source is
     key = null         RefillBegin RefillEnd         a table is read again, and rows that do not come are gone (version 2)
+    key = null         Tables                        what the relay knows, for its own next start (version 2)
 
 Order and identity are `Position`: (generation, commit_lsn, chunk). A transaction of several records for one tenant
 numbers them from chunk 0; only the last has `last = true`, and nothing of it is shown before. A resend may cut it at
@@ -27,7 +28,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from cdc.catalog import TableFacts
+from cdc.facts import TableFacts
 from cdc.lsn import format_lsn
 from cdc.pgoutput import Row
 from cdc.relation import Relation
@@ -109,6 +110,9 @@ class Schema(msgspec.Struct, array_like=True, tag=2, frozen=True):
 
     `name`: the table's name in a replica. `tenants`, `shared`: whose replicas have the table. `tenant_column`: holds one
     and the same value in a replica; empty when the tenant is not a column.
+
+    `facts`: what the catalog says of the table as of here; None in records of older relays, and where it is not known.
+    `number`: from 0 among the records of this kind and Dropped of the transaction: later ones replace earlier ones.
     """
 
     generation: int
@@ -119,10 +123,12 @@ class Schema(msgspec.Struct, array_like=True, tag=2, frozen=True):
     tenants: bool
     shared: bool
     tenant_column: str
+    facts: TableFacts | None = None
+    number: int = 0
 
 
 class Catalog(msgspec.Struct, array_like=True, tag=3):
-    """The facts of every published table, as of this place in the stream."""
+    """The facts of every published table, as of this place in the stream. Written by older relays: Schema has them now."""
 
     generation: int
     commit_lsn: int
@@ -160,7 +166,8 @@ class Refill(msgspec.Struct, array_like=True):
 class Progress(msgspec.Struct, array_like=True, tag=5):
     """Everything that committed before `lsn` is in the log before this record. Written before Postgres is told `lsn`.
 
-    `refills`: what the records before this one ask for and do not bring."""
+    `refills`: what the records before this one ask for and do not bring. `tables_ms`: when the last Tables record before
+    this one was appended, Unix milliseconds; 0: there is none."""
 
     generation: int
     lsn: int
@@ -170,6 +177,7 @@ class Progress(msgspec.Struct, array_like=True, tag=5):
     timeline: int
     slot: str
     refills: list[Refill] = []
+    tables_ms: int = 0
 
 
 class CopyBegin(msgspec.Struct, array_like=True, tag=6):
@@ -224,14 +232,44 @@ class RefillEnd(msgspec.Struct, array_like=True, tag=10):
     whole: bool
 
 
+class Tables(msgspec.Struct, array_like=True, tag=11):
+    """Every table as the relay knows it, as of `commit_lsn`: with the Schemas that follow, what it goes on from when it
+    starts again. In partition 0 alone. For nobody else."""
+
+    generation: int
+    commit_lsn: int
+    time_ms: int
+    schemas: list[Schema]
+
+
+class Dropped(msgspec.Struct, array_like=True, tag=12):
+    """These tables, by oid, are dropped, or published no more: replicas have them no longer. `number` as in Schema."""
+
+    generation: int
+    commit_lsn: int
+    number: int
+    oids: list[int]
+
+
 Envelope: TypeAlias = (
-    Changes | Schema | Catalog | Truncate | Progress | CopyBegin | CopyEnd | Close | RefillBegin | RefillEnd
+    Changes
+    | Schema
+    | Catalog
+    | Truncate
+    | Progress
+    | CopyBegin
+    | CopyEnd
+    | Close
+    | RefillBegin
+    | RefillEnd
+    | Tables
+    | Dropped
 )
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Envelope)
 _PREFIX, _NEWER_PREFIX = bytes([VERSION]), bytes([NEWER_VERSION])
-_NEWER_KINDS: Final = frozenset({RefillBegin, RefillEnd})
+_NEWER_KINDS: Final = frozenset({RefillBegin, RefillEnd, Tables, Dropped})
 
 
 def encode(envelope: Envelope, *, newer: bool = False) -> bytes:
@@ -252,7 +290,10 @@ def decode(value: bytes) -> Envelope:
     return body
 
 
-def digest_of(relation: Relation, name: str) -> int:
-    """The 63-bit number that names this shape of a table: equal content, equal number, in every run of every relay."""
-    content = _encoder.encode((relation, name))
+def digest_of(relation: Relation, name: str, facts: TableFacts | None = None) -> int:
+    """The 63-bit number that names this shape of a table: equal content, equal number, in every run of every relay.
+
+    With facts it names them too: rows that bear it were written while they held.
+    """
+    content = _encoder.encode((relation, name) if facts is None else (relation, name, facts))
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1

@@ -134,8 +134,10 @@ class Router:
             elif kind is Truncate:
                 records += self._truncate(transaction, change)  # type: ignore[arg-type]
             elif kind is LogicalMessage and change.prefix == catalog.PREFIX:  # type: ignore[union-attr]
-                facts = catalog.facts_from_message(change.content)  # type: ignore[union-attr]
-                records.append(self._broadcast(envelope.Catalog(self._generation, transaction.commit_lsn, facts)))
+                message = catalog.read_message(change.content)  # type: ignore[union-attr]
+                if message.complete:
+                    facts = [table.facts for table in message.tables]
+                    records.append(self._broadcast(envelope.Catalog(self._generation, transaction.commit_lsn, facts)))
         records += self._flush(transaction, last=transaction.complete)
         if transaction.complete:
             records += self._finish(transaction)

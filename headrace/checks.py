@@ -1,9 +1,9 @@
 """`headrace check` and `headrace setup`: what is wrong with source, tables and log, and the part that we can put right.
 
-check reads only. setup runs statements on the source, each of which it shows: the publication, and with `identity` the
-replica identities that check asks for. It never publishes a table without one, as Postgres would from that moment
-refuse the application's UPDATEs and DELETEs (cases.md T30). The slot is the relay's to make, at its first start: the
-first copy reads the snapshot that only making the slot exports.
+check reads only. setup runs statements on the source, each of which it shows: the publication, with `identity` the
+replica identities that check asks for, with `ddl_trigger` the event trigger. It never publishes a table without an
+identity, as Postgres would from that moment refuse the application's UPDATEs and DELETEs (cases.md T30). The slot is the
+relay's to make, at its first start: the first copy reads the snapshot that only making the slot exports.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from psycopg import sql
 from rich.markup import escape
 
 from cdc.connection import connect, describe_dsn, translated
+from cdc.ddl_trigger import INSTALL_TITLE, REMOVE, TriggerState, inspect_trigger, install_statements
 from cdc.errors import HeadraceError, SlotInUse
 from cdc.inspection import Source, Table, find_publication, inspect_source, read_tables
 from cdc.preflight import OPERATIONS, Finding, Severity, error, identifier, ok, source_findings
@@ -33,6 +34,14 @@ from headrace.errors import CommandError
 _COLOURS = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.OK: "green"}
 _LOCK_TIMEOUT = "5s"
 """A statement that waits for a table's lock lets nobody else in meanwhile."""
+
+_PROVIDERS = ("rds_superuser", "cloudsqlsuperuser", "azure_pg_admin", "neon_superuser")
+"""Roles that managed services let make event triggers."""
+
+_MAY_MAKE_TRIGGERS = """
+select current_setting('is_superuser') = 'on'
+       or exists (select from pg_roles r where r.rolname = any(%s) and pg_has_role(r.oid, 'member'))
+"""
 
 _LATE = "Rows that these tables hold already are copied by `headrace relay --new-generation` only."
 
@@ -126,16 +135,47 @@ class Step(msgspec.Struct, frozen=True):
 
     sql: str
     note: str = ""
+    title: str = ""
+    """What to show in its place where it is long."""
 
 
-def setup(config: Config, *, identity: bool, dry_run: bool) -> Iterator[Step]:
+def setup(config: Config, *, identity: bool, ddl_trigger: bool = False, dry_run: bool) -> Iterator[Step]:
     """Run what is missing; each step is answered after it ran. Raises SourceError, CommandError, before any or between."""
     with connect(config.dsn(), application_name="headrace-setup") as conn, translated():
         conn.execute(sql.SQL("set lock_timeout = {}").format(sql.Literal(_LOCK_TIMEOUT)))
-        for step in _steps(conn, config, identity=identity):
+        steps = _steps(conn, config, identity=identity)
+        if ddl_trigger:
+            steps += _trigger_steps(conn, config.source.publication)
+        for step in steps:
             if not dry_run:
                 conn.execute(step.sql.encode())
             yield step
+
+
+def _trigger_steps(conn: psycopg.Connection[tuple[object, ...]], publication: str) -> list[Step]:
+    state = inspect_trigger(conn, publication)
+    row = conn.execute(
+        "select current_setting('is_superuser') = 'on' or exists (select from pg_roles r where r.rolname = any(%s)"
+        " and pg_has_role(r.oid, 'member'))",
+        (list(_PROVIDERS),),
+    ).fetchone()
+    statements = install_statements(state, publication)
+    if statements and not (row and row[0]):
+        raise CommandError(
+            "Nothing was changed: only a superuser, or what a provider has in its place, may make an event trigger",
+            hint="Run it as one: `HEADRACE_SOURCE_DSN=postgresql://postgres@... headrace setup --ddl-trigger`.",
+        )
+    return [Step(statement, title=INSTALL_TITLE if len(statement) > 1000 else "") for statement in statements]
+
+
+def remove_trigger(config: Config, *, dry_run: bool) -> Iterator[Step]:
+    """Take the event trigger out; each step is answered after it ran. Raises SourceError."""
+    with connect(config.dsn(), application_name="headrace-setup") as conn, translated():
+        if inspect_trigger(conn, config.source.publication) is TriggerState.MISSING:
+            return
+        if not dry_run:
+            conn.execute(REMOVE.encode())
+        yield Step(REMOVE)
 
 
 def show_steps(steps: Iterable[Step], *, dry_run: bool) -> None:
@@ -143,7 +183,7 @@ def show_steps(steps: Iterable[Step], *, dry_run: bool) -> None:
     count = 0
     for step in steps:
         count += 1
-        output.out.print(f"[cyan]{escape(step.sql)}[/]")
+        output.out.print(f"[cyan]{escape(step.title or step.sql)}[/]")
         if step.note:
             output.out.print(f"[yellow]{escape(step.note)}[/]")
     what = "would run" if dry_run else "ran"

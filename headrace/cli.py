@@ -112,6 +112,15 @@ def setup(
         bool,
         typer.Option("--identity", help="Also alter the replica identities that `check` asks for: takes short locks."),
     ] = False,
+    ddl_trigger: Annotated[
+        bool,
+        typer.Option(
+            "--ddl-trigger",
+            help="Also install the event trigger with which schema changes arrive exactly. Takes a superuser,"
+            " or what a provider has in its place.",
+        ),
+    ] = False,
+    remove: Annotated[bool, typer.Option("--remove-ddl-trigger", help="Only take the event trigger out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the statements, run none.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -120,9 +129,12 @@ def setup(
     The replication slot is made by `headrace relay` at its first start, as the first copy reads the snapshot that comes
     with making it.
     """
-    from headrace.checks import setup, show_steps
+    from headrace.checks import remove_trigger, setup, show_steps
 
-    steps = setup(load(config), identity=identity, dry_run=dry_run)
+    if remove:
+        steps = remove_trigger(load(config), dry_run=dry_run)
+    else:
+        steps = setup(load(config), identity=identity, ddl_trigger=ddl_trigger, dry_run=dry_run)
     if as_json:
         output.print_json(list(steps))
     else:

@@ -19,6 +19,7 @@ from fanout.envelope import (
     Close,
     CopyBegin,
     CopyEnd,
+    Dropped,
     Envelope,
     Op,
     Position,
@@ -27,6 +28,7 @@ from fanout.envelope import (
     RefillEnd,
     Run,
     Schema,
+    Tables,
     Truncate,
 )
 from fanout.log import Record
@@ -42,6 +44,8 @@ _KINDS: Final[dict[type[Envelope], str]] = {
     Close: "close",
     RefillBegin: "refill-begin",
     RefillEnd: "refill-end",
+    Tables: "tables",
+    Dropped: "dropped",
 }
 
 
@@ -71,7 +75,7 @@ def position_of(body: Envelope) -> Position:
             return Position(generation, lsn, 0)
         case CopyBegin(generation):
             return Position(generation, 0, 0)
-        case Schema() | Catalog() | Truncate() | CopyEnd() | Close() | RefillBegin() | RefillEnd():
+        case Schema() | Catalog() | Truncate() | CopyEnd() | Close() | RefillBegin() | RefillEnd() | Tables() | Dropped():
             return Position(body.generation, body.commit_lsn, 0)
 
 
@@ -101,6 +105,10 @@ def detail(body: Envelope, schemas: Mapping[int, Schema]) -> str:
             return f"{body.name}: {len(body.relation.columns)} columns"
         case Catalog():
             return f"{len(body.tables)} tables"
+        case Tables():
+            return f"{len(body.schemas)} tables"
+        case Dropped():
+            return f"{len(body.oids)} tables"
         case Truncate():
             return ", ".join(_table(digest, schemas) for digest in body.schemas)
         case RefillBegin() | RefillEnd():

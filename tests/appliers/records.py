@@ -12,7 +12,7 @@ import apsw
 from appliers.apply import Numbered, Replica
 from appliers.catalog import Catalog
 from appliers.replica import Template
-from cdc.catalog import Index, TableFacts
+from cdc.facts import Index, TableFacts
 from cdc.pgoutput import Row
 from cdc.relation import Column, Relation, ReplicaIdentity
 from fanout.envelope import Changes, Op, Run, Schema, digest_of

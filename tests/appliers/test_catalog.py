@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cdc.catalog import Index
+from cdc.facts import Index
 from fanout.errors import LogTrimmed
 from tests.appliers.records import catalog_of, facts, relation, schema
 

@@ -16,7 +16,7 @@ from appliers.place import encode_name, replica_path
 from appliers.reader import Directory, ReplicaReader, open_reader, type_text
 from appliers.replica import Template, open_writer, tenant_of
 from appliers.state import State
-from cdc.catalog import Index
+from cdc.facts import Index
 from fanout.envelope import Op, Position
 from tests.appliers.records import catalog_of, changes, facts, numbered, relation, run, schema
 

@@ -13,7 +13,7 @@ from appliers import replica
 from appliers.catalog import Catalog
 from appliers.errors import ReplicaCorrupt, ReplicaForeign, SchemaDrift
 from appliers.replica import Template, open_writer
-from cdc.catalog import Index
+from cdc.facts import Index
 from cdc.pgoutput import UNCHANGED, Row
 from cdc.relation import Relation
 from fanout.envelope import Op

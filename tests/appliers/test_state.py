@@ -10,7 +10,7 @@ import pytest
 from appliers.catalog import Catalog
 from appliers.errors import PartitionInUse, StateForeign
 from appliers.state import PartitionState, Quarantined, State
-from cdc.catalog import Index
+from cdc.facts import Index
 from fanout.errors import LogReplaced, PartitionCountChanged
 from fanout.log import BEGINNING
 from tests.appliers.records import facts, relation, schema

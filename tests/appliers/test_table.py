@@ -9,7 +9,7 @@ import pytest
 from appliers.errors import SchemaDrift
 from appliers.table import Plan, primary_key, quote
 from appliers.types import As
-from cdc.catalog import Index, TableFacts
+from cdc.facts import Index, TableFacts
 from cdc.pgoutput import UNCHANGED
 from cdc.relation import Relation, ReplicaIdentity
 from tests.appliers.records import TEXT, facts, relation, schema

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cdc.catalog import PREFIX, Index, TableFacts, emit_facts, facts_from_message, read_facts
+from cdc.catalog import PREFIX, Snapshot, emit_facts, read_facts, read_message
 from cdc.errors import MalformedMessage
+from cdc.facts import Index
 from cdc.pgoutput import Insert, LogicalMessage
 from cdc.publication import create_publication
 from tests.cdc.slots import slot, transactions
@@ -37,8 +38,9 @@ def test_facts_travel_in_commit_order(database: Database) -> None:
     assert kinds == [Insert, LogicalMessage, Insert]
     (message,) = (change for change in changes if isinstance(change, LogicalMessage))
     assert (message.prefix, message.transactional) == (PREFIX, True)
-    facts = facts_from_message(message.content)
-    assert facts == read_facts(conn, "headrace")
+    told = read_message(message.content)
+    facts = [table.facts for table in told.tables]
+    assert (told.publication, told.complete, facts) == ("headrace", True, read_facts(conn, "headrace"))
     assert {one.table: (one.primary_key, one.indexes) for one in facts} == {
         "t": (
             ("tenant", "id"),
@@ -63,16 +65,39 @@ def test_a_publication_without_tables_has_no_facts(database: Database) -> None:
     assert read_facts(conn, "headrace") == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'[["x", "s", "t", [], []]]', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"tables": [["x", "s", "t"]]}', b'{"snapshot": "x"}', b"\xff"])
 def test_a_message_that_we_did_not_write_is_an_error(content: bytes) -> None:
     """Somebody else's message under our prefix is not guessed at."""
     with pytest.raises(MalformedMessage):
-        facts_from_message(content)
+        read_message(content)
 
 
-def test_the_facts_of_a_table_are_what_its_index_would_be_made_of() -> None:
-    """A table's entry names it as the Relation does."""
-    content = b'[[5, "public", "t", ["id"], [["i", false, ["a", "b"], [false, true]]]]]'
-    assert facts_from_message(content) == [
-        TableFacts(5, "public", "t", ("id",), (Index("i", False, ("a", "b"), (False, True)),))
-    ]
+def test_a_message_of_an_older_version_says_that_something_is_unknown() -> None:
+    """One that is still in the WAL when the relay is upgraded tells no columns: all is asked for again."""
+    message = read_message(b'[[5, "public", "t", ["id"], [["i", false, ["a", "b"], [false, true]]]]]')
+    assert (message.unknown, message.tables) == (True, ())
+
+
+@pytest.mark.every_postgres
+def test_a_snapshot_tells_what_its_reader_has_seen(database: Database) -> None:
+    """Of a transaction that had not committed when the facts were read, a complete message knows nothing."""
+    conn, other = database.connect(), database.connect()
+    conn.execute("create table t (id int primary key); create publication headrace for table t")
+    with slot(conn, "s") as name:
+        with other.transaction():
+            other.execute("insert into t values (1)")
+            conn.execute("insert into t values (2)")
+            emit_facts(conn, "headrace")
+        done = transactions(conn, name, "headrace")
+    xids = {change.new[0]: one.xid for one in done for change in one.changes if isinstance(change, Insert)}
+    (message,) = (c for one in done for c in one.changes if isinstance(c, LogicalMessage))
+    snapshot = read_message(message.content).snapshot
+    assert snapshot is not None
+    assert (snapshot.sees(xids["1"]), snapshot.sees(xids["2"])) == (False, True)
+
+
+def test_a_snapshot_beyond_the_first_four_billion() -> None:
+    """The stream's numbers are the lower 32 bits of the snapshot's."""
+    snapshot = Snapshot((5 << 32) - 10, (5 << 32) + 10, frozenset({(5 << 32) + 3}))
+    seen = {xid: snapshot.sees(xid & 0xFFFF_FFFF) for xid in (-20, -10, 0, 3, 9, 10)}
+    assert seen == {-20: True, -10: True, 0: True, 3: False, 9: True, 10: False}

@@ -62,7 +62,7 @@ def published(conn: psycopg.Connection[Any], *names: str) -> list[PublishedTable
 def test_shares_cut_a_large_table_without_a_gap() -> None:
     """Pieces follow each other from page 0, and the last is open: pages added since the estimate belong to it."""
     table = msgspec.json.decode(
-        b'{"relation":{"oid":1,"schema":"s","table":"t","identity":"d","columns":[]},"nullable":[],"row_filter":"","pages":0,"rows":0}',
+        b'{"relation":{"oid":1,"schema":"s","table":"t","identity":"d","columns":[]},"nullable":[],"row_filter":"","pages":0,"rows":0,"partitioned":false,"facts":[1,"s","t",[],[]]}',
         type=PublishedTable,
     )
     for pages, count in ((0, 1), (1, 1), (16_384, 1), (16_385, 2), (100_000, 7)):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc.catalog import Index, TableFacts
+from cdc.facts import ColumnFacts, Index, TableFacts
 from cdc.pgoutput import UNCHANGED, Row
 from cdc.relation import Column, Relation, ReplicaIdentity
 from fanout import envelope
@@ -22,6 +22,7 @@ from fanout.envelope import (
     Close,
     CopyBegin,
     CopyEnd,
+    Dropped,
     Envelope,
     Op,
     Position,
@@ -31,6 +32,7 @@ from fanout.envelope import (
     RefillEnd,
     Run,
     Schema,
+    Tables,
     Truncate,
     decode,
     digest_of,
@@ -45,6 +47,25 @@ WHAT_TO_DO = (
     "what is added (fields at the end; kinds and operations, which are version 2) is pinned in v2.json, all that v1.json "
     "holds must still be read, and docs/wire-format.md and CHANGELOG.md say so. (v2.json may be written anew until a "
     "release has it.)"
+)
+
+FACTS = TableFacts(
+    16401,
+    "public",
+    "products",
+    ("tenant_id", "id"),
+    (),
+    (
+        ColumnFacts(1, "tenant_id"),
+        ColumnFacts(2, "id"),
+        ColumnFacts(4, "name", "Mill"),
+        ColumnFacts(5, "price", None, ("a",)),
+    ),
+    5,
+    "(id > 0)",
+)
+FULL_SCHEMA = Schema(
+    1, 23_803_720, digest_of(PRODUCTS, "products", FACTS), PRODUCTS, "products", True, False, "tenant_id", FACTS, 2
 )
 
 SAMPLES: dict[str, Envelope] = {
@@ -107,11 +128,17 @@ SAMPLES: dict[str, Envelope] = {
     "close": Close(1, 23_803_720, 2, 1_764_000_000_123_456),
     "refill begin": RefillBegin(1, 23_803_720, 2, 1_764_000_000_123_456, 5),
     "refill end": RefillEnd(1, 23_803_820, 2, 1_764_000_000_223_456, 5, True),
+    "schema with facts": FULL_SCHEMA,
+    "progress with tables": Progress(
+        1, 23_803_776, 2, 1_764_000_000_125_000, "7443121311232", 1, "headrace", [], 1_764_000_000_124
+    ),
+    "tables": Tables(1, 23_803_776, 1_764_000_000_124, [FULL_SCHEMA]),
+    "dropped": Dropped(1, 23_803_776, 1, [16401, 16402]),
 }
 
 KINDS: tuple[type[msgspec.Struct], ...] = (Changes, Schema, Catalog, Truncate, Progress, CopyBegin, CopyEnd, Close)
-NEWER_KINDS: tuple[type[msgspec.Struct], ...] = (RefillBegin, RefillEnd)
-PARTS: tuple[type[msgspec.Struct], ...] = (Run, Relation, Column, TableFacts, Index, Refill)
+NEWER_KINDS: tuple[type[msgspec.Struct], ...] = (RefillBegin, RefillEnd, Tables, Dropped)
+PARTS: tuple[type[msgspec.Struct], ...] = (Run, Relation, Column, TableFacts, ColumnFacts, Index, Refill)
 
 
 def definitions() -> dict[str, str]:
@@ -145,7 +172,7 @@ def test_the_bytes_of_every_kind_are_pinned(name: str) -> None:
 def test_only_what_is_new_is_of_the_newer_version() -> None:
     """Readers of version 1 read all but the records that they could not understand."""
     newer = {name for name in SAMPLES if encoded(name)[0] == envelope.NEWER_VERSION}
-    assert newer == {"changes of version 2", "refill begin", "refill end"}
+    assert newer == {"changes of version 2", "refill begin", "refill end", "tables", "dropped"}
     assert all(encoded(name)[0] == envelope.VERSION for name in SAMPLES.keys() - newer)
 
 
@@ -163,6 +190,7 @@ def test_the_definitions_are_pinned() -> None:
 def test_digests_are_pinned() -> None:
     """A table's shape has the same number in every run of every relay: rows refer to it for ever."""
     assert digest_of(PRODUCTS, "products") == int(golden(1)["digests"]["products"], 16), WHAT_TO_DO
+    assert digest_of(PRODUCTS, "products", FACTS) == int(golden(2)["digests"]["products with facts"], 16), WHAT_TO_DO
 
 
 @pytest.mark.parametrize(

@@ -176,3 +176,26 @@ def test_people_get_lines_and_a_sentence(site: Site) -> None:
     assert severities == sorted(severities, key=["ok", "warning", "error"].index)
     assert set(severities) == {"ok", "warning", "error"}
     assert PASSWORD not in done.stdout
+
+
+@pytest.mark.every_postgres
+def test_the_ddl_trigger_is_put_in_looked_after_and_taken_out(site: Site) -> None:
+    """With --ddl-trigger setup makes what is missing of it; check tells what is amiss; a role that may not make it is
+    told before anything is changed."""
+
+    def trigger() -> list[str]:
+        return [f["severity"] for f in check(site)["findings"] if f["check"] == "ddl trigger"]
+
+    site.conn.execute(FIT)
+    assert trigger() == ["ok"]
+    first, second = setup(site, "--ddl-trigger")
+    assert first.startswith("create publication")
+    assert "create event trigger" in second
+    assert (setup(site, "--ddl-trigger"), trigger()) == ([], ["ok"])
+    site.conn.execute("alter event trigger headrace_ddl disable")
+    assert trigger() == ["warning"]
+    assert len(setup(site, "--ddl-trigger")) == 1
+    assert trigger() == ["ok"]
+    assert len(setup(site, "--remove-ddl-trigger")) == 1
+    assert setup(site, "--remove-ddl-trigger") == []
+    assert site.conn.execute("select from pg_event_trigger").fetchall() == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cdc.catalog import TableFacts
+from cdc.facts import TableFacts
 from cdc.pgoutput import UNCHANGED
 from cdc.relation import Column, Relation, ReplicaIdentity
 from fanout import envelope
