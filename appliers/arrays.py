@@ -41,6 +41,8 @@ def array_json(text: str, kind: Kind) -> str:
     """Postgres' text of an array -> JSON text, or the text itself when it could not be turned back exactly."""
     if kind == "number" and _is_numbers(text):
         return f"[{text[1:-1]}]"
+    if kind == "unknown" and text.startswith(("[", '"')) and not _has_bounds(text):
+        return msgspec.json.encode(text).decode()  # no array, nor to be taken for one on the way back
     if not text.startswith("{"):
         return text
     try:
@@ -52,15 +54,9 @@ def array_json(text: str, kind: Kind) -> str:
 
 def array_text(stored: str, kind: Kind) -> str:
     """What `array_json` made -> Postgres' text."""
-    if not stored.startswith("[") or _has_bounds(stored):
-        return stored
-    if kind != "unknown":
-        return _array_text(stored, kind)
-    try:
-        text = _array_text(stored, kind)
-    except (ValueError, RecursionError):  # a text of a user's type that only begins like JSON
-        return stored
-    return text if array_json(text, kind) == stored else stored
+    if kind == "unknown" and stored.startswith('"'):
+        return msgspec.json.decode(stored, type=str)
+    return _array_text(stored, kind) if stored.startswith("[") and not _has_bounds(stored) else stored
 
 
 def _array_text(made: str, kind: Kind) -> str:

@@ -20,7 +20,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -175,14 +175,23 @@ class Database:
             admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(self.name)))
 
 
-@pytest.fixture
-def database(postgres: LocalPostgres) -> Iterator[Database]:
-    """A new, empty database."""
+@contextmanager
+def new_database(postgres: LocalPostgres) -> Iterator[Database]:
+    """A new, empty database on a server; a fixture of a wider scope than a test's makes its own by this."""
     database = Database(postgres, f"test_{next(DATABASE_NUMBERS)}")
     with psycopg.connect(postgres.dsn(), autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database.name)))
-    yield database
-    database.drop()
+    try:
+        yield database
+    finally:
+        database.drop()
+
+
+@pytest.fixture
+def database(postgres: LocalPostgres) -> Iterator[Database]:
+    """A new, empty database."""
+    with new_database(postgres) as database:
+        yield database
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def test_numerics_of_up_to_15_digits_are_exact(data: st.DataObject) -> None:
         # arrays of the user's own types, and a type that only has such a name
         ('{calm,"very wild"}', column("public._mood"), '["calm","very wild"]'),
         ("calm", column("public._not_an_array"), "calm"),
-        ("[1,2]", column("public._not_an_array"), "[1,2]"),
+        ("[1,2]", column("public._not_an_array"), '"[1,2]"'),
     ],
 )
 def test_a_value_is_stored_exactly(text: str, of: Column, value: object) -> None:

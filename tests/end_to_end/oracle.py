@@ -96,7 +96,7 @@ def assert_replicas_equal(
             for table in mine:
                 found = Counter(_replica_rows(replica, table.in_replica, columns[table]))
                 expected = wanted[table].get(owner, Counter())
-                assert found == expected, _difference(path, table.in_replica, found, expected)
+                assert found == expected, _difference(path, table.in_replica, columns[table], found, expected)
                 compared[table.in_replica] += found.total()
     return compared
 
@@ -150,16 +150,21 @@ def _replica_rows(replica: apsw.Connection, table: str, columns: Sequence[str]) 
     yield from rows_as_text(replica, table, has)
 
 
-def _difference(path: Path, table: str, found: Counter[Row], expected: Counter[Row]) -> str:
+def _difference(path: Path, table: str, names: Sequence[str], found: Counter[Row], expected: Counter[Row]) -> str:
     def some(rows: Counter[Row]) -> str:
         return "\n".join(
             f"    {count} x ({', '.join(map(_short, row))})" for row, count in sorted(rows.items(), key=str)[:5]
         )
 
     missing, extra = expected - found, found - expected
+    nearest = ""
+    if missing and extra:  # the two that are most alike
+        pairs = ((one, other) for one in list(missing)[:50] for other in list(extra)[:50])
+        unlike = [[n for n, a, b in zip(names, *pair, strict=True) if a != b] for pair in pairs]
+        nearest = f"  nearest pair differs in {', '.join(min(unlike, key=len))}\n"
     return (
         f"{path}, {table}: {missing.total()} rows missing, {extra.total()} that Postgres does not have\n"
-        f"  missing\n{some(missing)}\n  extra\n{some(extra)}"
+        f"{nearest}  missing\n{some(missing)}\n  extra\n{some(extra)}"
     )
 
 

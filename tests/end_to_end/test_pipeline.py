@@ -11,7 +11,6 @@ import pytest
 from fanout.errors import RecordTooLarge, TenantKeyMissing
 from fanout.log import LogConfig
 from fanout.tenancy import Rule
-from tests.cdc.test_stream_oracle import VALUES
 from tests.conftest import Database
 from tests.end_to_end.oracle import TornWatcher
 from tests.end_to_end.running import Running
@@ -273,40 +272,3 @@ def test_a_large_transaction_is_never_half_visible(database: Database, start: St
         for tenant in ("a", "b", "c"):
             assert running.query(tenant, "select count(*), min(round) from t") == [(2000, 3)]
         assert running.query(None, "select count(*), min(round) from plans") == [(2000, 3)]
-
-
-@pytest.mark.every_postgres
-def test_copied_and_streamed_values_are_the_same(database: Database, tmp_path: Path) -> None:
-    """A value of any type is the same in the replica whether it was copied, inserted or updated (cases.md E4)."""
-    columns = ", ".join(f"{name} {kind}" for name, (kind, _) in VALUES.items())
-    longest = max(len(choices) for _, choices in VALUES.values())
-    conn = database.connect()
-    conn.execute("create type mood as enum ('calm', $$very 'wild'$$)")
-    conn.execute(f"create table t (tenant text, id int, {columns}, primary key (tenant, id))".encode())
-    conn.execute("create publication headrace for table t")
-
-    def insert(tenant: str) -> None:
-        for number in range(longest + 1):
-            values = []
-            for kind, choices in VALUES.values():
-                text = choices[number % len(choices)].replace("\\", "\\\\") if choices and number < longest else None
-                values.append("null" if text is None else f"E'{text}'::{kind}")
-            conn.execute(f"insert into t values ('{tenant}', {number}, {', '.join(values)})".encode())
-
-    insert("copied")
-    log = LogConfig(path=str(tmp_path / "log"), partitions=PARTITIONS)
-    with Running(database, log, tmp_path / "replicas", BY_COLUMN) as running:
-        running.settle()
-        insert("streamed")
-        names = ", ".join(VALUES)
-        conn.execute("insert into t select 'updated', id from t where tenant = 'copied'")
-        conn.execute(
-            f"update t set ({names}) = (select {names} from t s where s.tenant = 'copied' and s.id = t.id)"
-            " where tenant = 'updated'".encode()
-        )
-        running.settle()
-        query = f"select {', '.join(f'{name}, typeof({name})' for name in VALUES)} from t order by id"
-        copied = running.query("copied", query)
-        assert len(copied) == longest + 1
-        assert running.query("streamed", query) == copied
-        assert running.query("updated", query) == copied
