@@ -161,7 +161,8 @@ def _difference(path: Path, table: str, names: Sequence[str], found: Counter[Row
     if missing and extra:  # the two that are most alike
         pairs = ((one, other) for one in list(missing)[:50] for other in list(extra)[:50])
         unlike = [[n for n, a, b in zip(names, *pair, strict=True) if a != b] for pair in pairs]
-        nearest = f"  nearest pair differs in {', '.join(min(unlike, key=len))}\n"
+        fewest: list[str] = min(unlike, key=len)
+        nearest = f"  nearest pair differs in {', '.join(fewest)}\n"
     return (
         f"{path}, {table}: {missing.total()} rows missing, {extra.total()} that Postgres does not have\n"
         f"{nearest}  missing\n{some(missing)}\n  extra\n{some(extra)}"
