@@ -38,7 +38,7 @@ _ROWS = _TENANTS * _TRANSACTIONS * ROWS_A_TRANSACTION
 def run(report: Report, rounds: int) -> None:
     """Measure and print."""
     stream = [frames.relation(), *(frame for each in frames.load(_TENANTS, _TRANSACTIONS) for frame in each)]
-    transactions = Assembler().feed(_with_relation_inside(stream))
+    transactions = list(Assembler().feed(_with_relation_inside(stream)))
     routed = [record for record in _router_routes(transactions)() if record.key is not None]
     bodies = [envelope.decode(record.value) for record in routed]
     changes = [body for body in bodies if isinstance(body, Changes)]
@@ -53,7 +53,7 @@ def run(report: Report, rounds: int) -> None:
         # as the relay does: about a megabyte at a time, and nothing is kept
         assembler, frames_ = Assembler(), _with_relation_inside(stream)
         for first in range(0, len(frames_), _FRAMES_A_READ):
-            assembler.feed(frames_[first : first + _FRAMES_A_READ])
+            list(assembler.feed(frames_[first : first + _FRAMES_A_READ]))
 
     def encode() -> None:
         for body in changes:

@@ -8,7 +8,8 @@
         PublicationMissing
         CopyFailed                the first snapshot could not be read
       DecodeError                 bytes from the slot that break the protocol
-        MalformedMessage UnknownRelation
+        MalformedMessage UnknownRelation PreparedMissing
+      SpillFailed                 (retry) the disk for transactions larger than memory
       InvariantError              our bug
 
     fanout.errors: RouteError, LogError.   appliers.errors: ApplyError.   headrace.errors: ConfigError.
@@ -141,3 +142,22 @@ class MalformedMessage(DecodeError):
 
 class UnknownRelation(DecodeError):
     """A row of a relation that was never described on this connection."""
+
+
+class PreparedMissing(DecodeError):
+    """COMMIT PREPARED of a transaction whose rows were sent, and confirmed by somebody, before this relay read the slot."""
+
+    default_hint = (
+        "Its rows will not be sent again: the slot was read or advanced past its PREPARE by something else. "
+        "`headrace relay --new-generation` makes a new slot and copies afresh."
+    )
+
+
+class SpillFailed(HeadraceError):
+    """The disk does not take, or give back, what a transaction in progress has written so far; nothing of it is lost."""
+
+    disposition = Disposition.RETRY
+    default_hint = (
+        "Free some space, or set `source.spill_path` to a directory with more: Postgres sends the transaction again. "
+        "`source.streaming = false` needs no disk here; Postgres then keeps such a transaction on its own until it commits."
+    )

@@ -1,4 +1,4 @@
-"""Decoder for pgoutput, logical replication protocol version 1. Pure: bytes in, messages out; no socket, no state.
+"""Decoder for pgoutput, logical replication protocol versions 1 to 4. Pure: bytes in, messages out; no socket, no state.
 
 Message layouts: https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html
 Values stay Postgres' own text (design decision 2), so that no value can fail to decode.
@@ -9,8 +9,10 @@ A column has three states, and the third is a type of its own, never a placehold
     None        SQL NULL; in an old tuple of a key it also means "not part of the key" (T17)
     UNCHANGED   a TOASTed value that the update did not touch: keep what you have
 
-Messages of later protocol versions (stream start/stop/commit/abort, prepare) are answered with `Skipped`, also when
-version 1 was asked for (PostgreSQL 18 sends Stream Abort all the same, T15).
+Between Stream Start and Stop (version 2) the same messages carry the id of their (sub)transaction after the first byte:
+`streamed_xid` reads it and `unstreamed` takes it out, which leaves a message that `decode` knows. Version 3 adds
+prepared transactions, version 4 two fields of Stream Abort. A message is decoded whatever version was asked for: a slot
+made for prepared transactions sends them in any, and PostgreSQL 18 sends Stream Abort in version 1 (T15).
 """
 
 from __future__ import annotations
@@ -118,14 +120,105 @@ class LogicalMessage(msgspec.Struct, gc=False):
     content: bytes
 
 
+class StreamStart(msgspec.Struct, gc=False):
+    """What follows up to Stream Stop belongs to a transaction that has not committed yet. `first`: its first such block."""
+
+    xid: int
+    first: bool
+
+
+class StreamStop(msgspec.Struct, gc=False):
+    """The end of a block."""
+
+
+class StreamCommit(msgspec.Struct, gc=False):
+    """A transaction that was streamed has committed; as Commit, and its id."""
+
+    xid: int
+    commit_lsn: Lsn
+    end_lsn: Lsn
+    commit_time_us: int
+
+
+class StreamAbort(msgspec.Struct, gc=False):
+    """A subtransaction of a streamed transaction was rolled back; all of it when `subxid` is `xid`.
+
+    Where and when it was is sent only to who asked for parallel streaming (version 4); 0 otherwise."""
+
+    xid: int
+    subxid: int
+    abort_lsn: Lsn
+    abort_time_us: int
+
+
+class BeginPrepare(msgspec.Struct, gc=False):
+    """As Begin, of a transaction that was prepared (PREPARE TRANSACTION `gid`), up to its Prepare."""
+
+    prepare_lsn: Lsn
+    end_lsn: Lsn
+    prepare_time_us: int
+    xid: int
+    gid: str
+
+
+class Prepare(msgspec.Struct, gc=False):
+    """The end of a prepared transaction's messages; whether it commits is told later. `streamed`: they came in blocks."""
+
+    prepare_lsn: Lsn
+    end_lsn: Lsn
+    prepare_time_us: int
+    xid: int
+    gid: str
+    streamed: bool
+
+
+class CommitPrepared(msgspec.Struct, gc=False):
+    """COMMIT PREPARED: as Commit, with the id that the prepared transaction had."""
+
+    commit_lsn: Lsn
+    end_lsn: Lsn
+    commit_time_us: int
+    xid: int
+    gid: str
+
+
+class RollbackPrepared(msgspec.Struct, gc=False):
+    """ROLLBACK PREPARED. `prepare_end_lsn` tells which transaction of that id it was."""
+
+    prepare_end_lsn: Lsn
+    end_lsn: Lsn
+    prepare_time_us: int
+    rollback_time_us: int
+    xid: int
+    gid: str
+
+
 class Skipped(msgspec.Struct, gc=False):
-    """A message of a kind that this protocol version does not define."""
+    """A message of a kind that no protocol version defines."""
 
     kind: str
 
 
 Message: TypeAlias = (
-    Begin | Commit | Insert | Update | Delete | Truncate | Relation | TypeDescription | Origin | LogicalMessage | Skipped
+    Begin
+    | Commit
+    | Insert
+    | Update
+    | Delete
+    | Truncate
+    | Relation
+    | TypeDescription
+    | Origin
+    | LogicalMessage
+    | StreamStart
+    | StreamStop
+    | StreamCommit
+    | StreamAbort
+    | BeginPrepare
+    | Prepare
+    | CommitPrepared
+    | RollbackPrepared
+    | Skipped
 )
 
 _M = TypeVar("_M")
@@ -255,6 +348,53 @@ def _logical_message(buf: bytes) -> LogicalMessage:
     return _whole(buf, pos + 4 + length, LogicalMessage(bool(flags & 1), Lsn(lsn), prefix, buf[pos + 4 : pos + 4 + length]))
 
 
+def _stream_start(buf: bytes) -> StreamStart:
+    xid, first = struct.unpack_from(">IB", buf, 1)
+    return _whole(buf, 6, StreamStart(xid, bool(first)))
+
+
+def _stream_stop(buf: bytes) -> StreamStop:
+    return _whole(buf, 1, StreamStop())
+
+
+def _stream_commit(buf: bytes) -> StreamCommit:
+    xid, _flags, lsn, end, time_us = struct.unpack_from(">IBQQq", buf, 1)
+    return _whole(buf, 30, StreamCommit(xid, Lsn(lsn), Lsn(end), time_us + _EPOCH_SHIFT_US))
+
+
+def _stream_abort(buf: bytes) -> StreamAbort:
+    xid, subxid = struct.unpack_from(">II", buf, 1)
+    if len(buf) == 9:
+        return StreamAbort(xid, subxid, Lsn(0), 0)
+    lsn, time_us = struct.unpack_from(">Qq", buf, 9)
+    return _whole(buf, 25, StreamAbort(xid, subxid, Lsn(lsn), time_us + _EPOCH_SHIFT_US))
+
+
+def _begin_prepare(buf: bytes) -> BeginPrepare:
+    lsn, end, time_us, xid = struct.unpack_from(">QQqI", buf, 1)
+    gid, pos = _text(buf, 29)
+    return _whole(buf, pos, BeginPrepare(Lsn(lsn), Lsn(end), time_us + _EPOCH_SHIFT_US, xid, gid))
+
+
+def _prepare(buf: bytes) -> Prepare:
+    _flags, lsn, end, time_us, xid = struct.unpack_from(">BQQqI", buf, 1)
+    gid, pos = _text(buf, 30)
+    return _whole(buf, pos, Prepare(Lsn(lsn), Lsn(end), time_us + _EPOCH_SHIFT_US, xid, gid, buf[0] == ord("p")))
+
+
+def _commit_prepared(buf: bytes) -> CommitPrepared:
+    _flags, lsn, end, time_us, xid = struct.unpack_from(">BQQqI", buf, 1)
+    gid, pos = _text(buf, 30)
+    return _whole(buf, pos, CommitPrepared(Lsn(lsn), Lsn(end), time_us + _EPOCH_SHIFT_US, xid, gid))
+
+
+def _rollback_prepared(buf: bytes) -> RollbackPrepared:
+    _flags, lsn, end, prepared, rolled_back, xid = struct.unpack_from(">BQQqqI", buf, 1)
+    gid, pos = _text(buf, 38)
+    times = (prepared + _EPOCH_SHIFT_US, rolled_back + _EPOCH_SHIFT_US)
+    return _whole(buf, pos, RollbackPrepared(Lsn(lsn), Lsn(end), *times, xid, gid))
+
+
 def _whole(buf: bytes, end: int, message: _M) -> _M:
     if end != len(buf):
         raise MalformedMessage("A message is longer or shorter than its fields", kind=chr(buf[0]), length=len(buf))
@@ -280,13 +420,25 @@ _DECODERS: Final[dict[int, Callable[[bytes], Message]]] = {
     ord("Y"): _type,
     ord("O"): _origin,
     ord("M"): _logical_message,
+    ord("S"): _stream_start,
+    ord("E"): _stream_stop,
+    ord("c"): _stream_commit,
+    ord("A"): _stream_abort,
+    ord("b"): _begin_prepare,
+    ord("P"): _prepare,
+    ord("p"): _prepare,
+    ord("K"): _commit_prepared,
+    ord("r"): _rollback_prepared,
 }
+
+STREAMED: Final = frozenset(b"IUDTRYM")
+"""First bytes of the messages that carry their transaction's id inside a streamed block. Origin alone does not."""
 
 
 def decode(buf: bytes) -> Message:
     """One pgoutput message (the payload of XLogData) -> its value.
 
-    Raises MalformedMessage when the bytes break the layout. A kind that version 1 does not know gives Skipped.
+    Raises MalformedMessage when the bytes break the layout. A kind that nobody knows gives Skipped.
     """
     if not buf:
         raise MalformedMessage("An empty message")
@@ -302,3 +454,27 @@ def decode(buf: bytes) -> Message:
 def malformed(buf: bytes) -> MalformedMessage:
     """What a decoder's `BROKEN` error means."""
     return MalformedMessage("A message breaks its layout", kind=chr(buf[0]), length=len(buf))
+
+
+def streamed_xid(buf: bytes) -> int:
+    """The (sub)transaction of a message inside a streamed block, of a kind in STREAMED. Raises MalformedMessage."""
+    if len(buf) < 5:
+        raise malformed(buf)
+    xid: int = _u32(buf, 1)[0]
+    return xid
+
+
+def unstreamed(buf: bytes) -> bytes:
+    """The same message as outside of a streamed block."""
+    return buf[:1] + buf[5:]
+
+
+def encode_begin(message: Begin) -> bytes:
+    """The bytes of a Begin: what a transaction that was held back begins with when it is replayed."""
+    return struct.pack(">cQqI", b"B", message.commit_lsn, message.commit_time_us - _EPOCH_SHIFT_US, message.xid)
+
+
+def encode_commit(message: Commit) -> bytes:
+    """The bytes of a Commit, likewise."""
+    time_us = message.commit_time_us - _EPOCH_SHIFT_US
+    return struct.pack(">cBQQq", b"C", 0, message.commit_lsn, message.end_lsn, time_us)

@@ -78,6 +78,10 @@ class RelationCache:
         self._relations[relation.oid] = relation
         return relation
 
+    def restore(self, relation: Relation) -> None:
+        """Put a relation back that `note_relation` answered before."""
+        self._relations[relation.oid] = relation
+
     def __getitem__(self, oid: int) -> Relation:
         try:
             return self._relations[oid]

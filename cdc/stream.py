@@ -23,6 +23,7 @@ from cdc.errors import MalformedMessage, PublicationMissing, SourceError, Source
 from cdc.feedback import Feedback
 from cdc.lsn import Lsn
 
+_STREAMS_FROM = 140000
 _XLOG_DATA, _KEEPALIVE = ord("w"), ord("k")
 _HEADER = 25  # 'w', start LSN, end LSN, time
 _wal_end = struct.Struct(">Q").unpack_from
@@ -47,20 +48,22 @@ class ReplicationStream:
         self.drained = True
         """Whether the last `read` took all there was. If not, libpq may hold messages of which the socket tells nothing."""
 
-    def start(self, publication: str, start_lsn: str = "0/0") -> float:
+    def start(self, publication: str, start_lsn: str = "0/0", *, streaming: bool = False) -> float:
         """Begin streaming from the slot's confirmed_flush_lsn (or later). Answers wal_sender_timeout in seconds, 0 for none.
 
+        `streaming`: transactions beyond the server's logical_decoding_work_mem are sent while they run (PostgreSQL 14 on),
+        where the server would otherwise keep them on its disk until they commit.
         Raises SlotInUse, SlotMissing, SlotInvalidated, SourceError.
         """
         with translated(self._slot):
             row = self._connection.execute(
                 "select extract(epoch from current_setting('wal_sender_timeout')::interval)::float8"
             ).fetchone()
-        command = sql.SQL(
-            "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, messages 'true')"
-        ).format(
+        streaming = streaming and self._connection.info.server_version >= _STREAMS_FROM
+        command = sql.SQL("START_REPLICATION SLOT {} LOGICAL {} ({}, publication_names {}, messages 'true')").format(
             sql.Identifier(self._slot),
             sql.SQL(start_lsn),
+            sql.SQL("proto_version '2', streaming 'on'" if streaming else "proto_version '1'"),
             sql.Literal(sql.Identifier(publication).as_string(self._connection)),
         )
         self._pgconn.send_query(command.as_bytes(self._connection))
@@ -119,7 +122,7 @@ class ReplicationStream:
     def confirm(self, feedback: Feedback, *, ask_reply: bool = False) -> bool:
         """Send a standby status update; False when the socket has no room now. Raises SourceUnavailable."""
         now_us = int(time.time() * 1_000_000) - _EPOCH_2000_US
-        message = _status(b"r", feedback.received, feedback.durable, feedback.durable, now_us, ask_reply)
+        message = _status(b"r", feedback.received, feedback.confirmed, feedback.confirmed, now_us, ask_reply)
         with translated(self._slot):
             if self._pgconn.put_copy_data(message) == 0:
                 return False

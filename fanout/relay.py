@@ -19,6 +19,7 @@ import select
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,6 +36,7 @@ from cdc.inspection import read_tables
 from cdc.lsn import Lsn, format_lsn
 from cdc.publication import PublishedTable, published_tables, require_publication
 from cdc.slot import SystemIdentity, create_slot, drop_slot, identify_system, inspect_slot
+from cdc.spill import DEFAULT_MEMORY_BYTES, SpillArea
 from cdc.stream import ReplicationStream
 from cdc.transaction import Assembler
 from fanout import envelope
@@ -63,6 +65,8 @@ class RelayStatus(msgspec.Struct):
     copied_rows: int = 0
     copy_rows_estimate: int = 0
     commit_time_us: int = 0
+    spilled_bytes: int = 0
+    """On disk, of transactions that have not committed."""
 
 
 class RelayOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +82,9 @@ class RelayOptions(msgspec.Struct, frozen=True, kw_only=True):
     read_bytes: int = 1 << 20
     commit_bytes: int = 16 << 20
     part_bytes: int = 1 << 20
+    streaming: bool = True
+    spill_path: Path | None = None
+    spill_memory_bytes: int = DEFAULT_MEMORY_BYTES
 
 
 class Relay:
@@ -214,16 +221,24 @@ class Relay:
     ) -> None:
         options = self._options
         stream = ReplicationStream(replication, options.slot)
-        sender_timeout_s = stream.start(options.publication)
-        session = _Session(stream, feedback, min(10.0, sender_timeout_s / 3) if sender_timeout_s else 10.0, feedback.durable)
-        assembler = Assembler(options.part_bytes)
+        sender_timeout_s = stream.start(options.publication, streaming=options.streaming)
+        interval_s = min(10.0, sender_timeout_s / 3) if sender_timeout_s else 10.0
+        progress = envelope.encode(self._progress(self.status.generation, feedback.durable, system))
+        session = _Session(stream, feedback, interval_s, feedback.durable, progress)
+        spills = SpillArea(options.spill_path, options.spill_memory_bytes)
+        assembler = Assembler(options.part_bytes, spills)
         self.status.phase = "streaming"
-        try:
-            while not self._stopping:
-                self._turn(session, assembler, router, system)
-        except _StopNow:
-            log.info("the log has no room: what it has not taken is sent again", phase=self.status.phase)
-        self._drain(session, self.status.generation, system, in_transaction=assembler.in_transaction)
+        whole = True
+        with closing(spills):
+            try:
+                while not self._stopping:
+                    self._turn(session, assembler, router, system)
+                    self.status.spilled_bytes = spills.written_bytes
+            except _StopNow:
+                log.info("stopped within a transaction: what the log has not taken is sent again", phase=self.status.phase)
+                whole = False
+            feedback.hold(assembler.prepared)
+            self._drain(session, self.status.generation, system, in_transaction=assembler.in_transaction or not whole)
 
     def _turn(self, session: _Session, assembler: Assembler, router: Router, system: SystemIdentity) -> None:
         """Steps 1 to 6 for what is there to read now."""
@@ -240,10 +255,13 @@ class Relay:
                 feedback.append(transaction.end_lsn)
                 self.status.transactions += 1
                 self.status.commit_time_us = transaction.commit_time_us
+            else:
+                self._midway(session)
         feedback.receive(stream.received_lsn)
         if not assembler.in_transaction:
             # all frames before the keepalive went through the assembler, and nothing is open
             feedback.append(stream.keepalive_lsn)
+        feedback.hold(assembler.prepared)
         session.uncommitted_bytes += sum(map(len, frames))
         if session.uncommitted_bytes and (stream.drained or session.uncommitted_bytes >= self._options.commit_bytes):
             # behind, larger commits save work in the log and let appliers put more rows into one of theirs
@@ -253,6 +271,17 @@ class Relay:
         if stream.reply_requested or time.monotonic() >= session.progress_due:
             self._mark_progress(session, self.status.generation, system)
             self.status.rows, self.status.skipped_rows = router.routed_rows, router.skipped_rows
+        self._confirm(session)
+
+    def _midway(self, session: _Session) -> None:
+        """Between two parts of a large transaction, which may take minutes: nobody must take us for dead (T12)."""
+        self._check_stop()
+        now = time.monotonic()
+        if now >= session.progress_due:
+            # who reads the log backwards for the last Progress must not have to read all of the transaction
+            session.progress_due = now + self._options.progress_interval_s
+            self._writer.broadcast(session.progress)
+        self._writer.poll()
         self._confirm(session)
 
     def _wait(self, session: _Session, *, reading: bool) -> None:
@@ -302,10 +331,11 @@ class Relay:
     def _mark_progress(self, session: _Session, generation: int, system: SystemIdentity) -> None:
         lsn = session.feedback.appended
         session.progress_due = time.monotonic() + self._options.progress_interval_s
-        if lsn > session.marked and self._writer.broadcast(
-            envelope.encode(self._progress(generation, lsn, system)), mark=lsn
-        ):
-            session.marked = lsn
+        if lsn <= session.marked:
+            return
+        progress = envelope.encode(self._progress(generation, lsn, system))
+        if self._writer.broadcast(progress, mark=lsn):
+            session.marked, session.progress = lsn, progress
             self._writer.commit()
 
     def _confirm(self, session: _Session) -> None:
@@ -333,7 +363,7 @@ class Relay:
         if not in_transaction:
             # within a transaction the server would send the rest of it first, however large; it is sent again anyway
             session.stream.stop()
-        log.info("stopped", confirmed_flush_lsn=format_lsn(session.feedback.durable))
+        log.info("stopped", confirmed_flush_lsn=format_lsn(session.feedback.confirmed))
 
     def _progress(self, generation: int, lsn: int, system: SystemIdentity) -> Progress:
         return Progress(
@@ -360,6 +390,8 @@ class _Session(msgspec.Struct):
     feedback_interval_s: float
     marked: int
     """The LSN of the last Progress record appended."""
+    progress: bytes
+    """That record."""
     uncommitted_bytes: int = 0
     feedback_due: float = 0.0
     progress_due: float = 0.0

@@ -46,6 +46,12 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How long making the slot may wait for older transactions of the source before it is an error."""
     progress_interval_s: Positive = 1.0
     """How often the relay tells every partition how far it is, and Postgres what it may forget."""
+    streaming: bool = True
+    """Take large transactions while they run. Without, Postgres keeps each on its own disk until it commits."""
+    spill_path: str = ""
+    """Where transactions wait that have not committed and outgrow memory: nameless files. Empty: `spill` in `run.path`."""
+    spill_memory_bytes: Annotated[int, Meta(ge=65536)] = 32 << 20
+    """What such transactions may take of memory, all together, before the largest is written to disk."""
 
     def __repr__(self) -> str:
         return f"SourceConfig(dsn='***', slot={self.slot!r}, publication={self.publication!r})"

@@ -120,6 +120,9 @@ def run_relay(config: Config, *, new_generation: bool = False) -> None:
             copy_workers=source.copy_workers,
             slot_timeout_s=source.slot_timeout_s,
             progress_interval_s=source.progress_interval_s,
+            streaming=source.streaming,
+            spill_path=Path(source.spill_path or Path(config.run.path) / "spill"),
+            spill_memory_bytes=source.spill_memory_bytes,
         )
         with (
             open_writer(config.log) as writer,

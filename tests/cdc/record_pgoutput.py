@@ -6,13 +6,17 @@ python -m tests.cdc.record_pgoutput     writes tests/golden/pgoutput/<major>.jso
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, LiteralString
 
 import msgspec
 import psycopg
 
-from headrace.local_postgres import LocalPostgres, find_installations
+from cdc.connection import connect_replication
+from cdc.stream import ReplicationStream
+from headrace.local_postgres import LOGICAL, LocalPostgres, find_installations
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "pgoutput"
 
@@ -65,29 +69,117 @@ STEPS: tuple[tuple[str, LiteralString], ...] = (
 )
 
 
+LATER: tuple[tuple[str, dict[str, str], tuple[LiteralString, ...]], ...] = (
+    (
+        "streamed",
+        {"proto_version": "2", "streaming": "on"},
+        (
+            r"""select pg_replication_origin_session_setup('other node')""",
+            r"""begin; select pg_replication_origin_xact_setup('0/ABCDEF', '2024-02-29 12:00:00+00');
+            insert into plain values (3, 'first', null, 'wild', 2.5, null, null);
+            select pg_logical_emit_message(true, 'headrace.test', '\x00ff61'::bytea);
+            insert into by_index select n, n, repeat('x', 100) from generate_series(100, 2000) n; savepoint s;
+            insert into by_index select n, n, repeat('x', 100) from generate_series(2001, 4000) n; rollback to s;
+            update by_index set b = -7 where b = 100; delete from by_index where b = 101; truncate plain;
+            insert into by_index select n, n, repeat('x', 100) from generate_series(4001, 6000) n; commit""",
+            "select pg_replication_origin_session_reset()",
+        ),
+    ),
+    (
+        "prepared",
+        {"proto_version": "3", "streaming": "off"},
+        (
+            "begin; insert into by_index values (70, 70, 'p'); prepare transaction 'the gid'",
+            "insert into by_index values (71, 71, 'between')",
+            "commit prepared 'the gid'",
+        ),
+    ),
+    (
+        "prepared and rolled back",
+        {"proto_version": "3", "streaming": "off"},
+        (
+            "begin; insert into by_index values (72, 72, 'p'); prepare transaction 'another gid'",
+            "rollback prepared 'another gid'",
+        ),
+    ),
+    (
+        "streamed and prepared",
+        {"proto_version": "3", "streaming": "on"},
+        (
+            """begin; insert into by_index select n, n, repeat('x', 100) from generate_series(20000, 22000) n;
+            prepare transaction 'a large one'""",
+            "commit prepared 'a large one'",
+        ),
+    ),
+)
+"""Name, options of a slot that decodes prepared transactions, statements: what versions 2 and 3 add. Long ones are cut."""
+
+
 def record(server: LocalPostgres) -> dict[str, list[str]]:
-    """Step -> the hex of its messages; `stream ...`: messages of later protocol versions."""
+    """Step -> the hex of its messages; of those of later protocol versions, the first few of each kind."""
     found: dict[str, list[str]] = {}
     with psycopg.connect(server.dsn(), autocommit=True) as conn:
         conn.execute(SETUP)
         for name, statement in STEPS:
-            found[name] = _messages(conn, statement, "1")
+            found[name] = _messages(conn, [statement], {"proto_version": "1"})
         conn.execute("select pg_replication_origin_session_reset()")
         conn.execute("set logical_decoding_work_mem = '64kB'")
-        rolled_back: LiteralString = """
-          begin; insert into by_index select n, n, repeat('x', 100) from generate_series(100, 2000) n; savepoint s;
-          insert into by_index select n, n, repeat('x', 100) from generate_series(2001, 4000) n; rollback to s; commit
-        """
-        streamed = _messages(conn, rolled_back, "2", streaming="on")
-        found["streamed"] = [kind for kind in dict.fromkeys(streamed) if chr(bytes.fromhex(kind)[0]) in "SEcA"][:8]
+        for name, options, statements in LATER:
+            found[name] = list(_first_of_each(_messages(conn, statements, options)))
+        found["streamed and rolled back"] = _rolled_back(server, "proto_version '2', streaming 'on'")
+        if conn.info.server_version >= 160000:
+            found["streamed in parallel and rolled back"] = _rolled_back(server, "proto_version '4', streaming 'parallel'")
     return found
 
 
-def _messages(conn: psycopg.Connection[Any], statement: LiteralString, version: str, **more: str) -> list[str]:
+def _rolled_back(server: LocalPostgres, options: LiteralString) -> list[str]:
+    """What a walsender sends of a transaction that it streams and that is then rolled back; one that decodes it later
+    knows that it was, and sends nothing."""
+    with (
+        psycopg.connect(server.dsn(), autocommit=True) as conn,
+        psycopg.connect(server.dsn(), options="-c synchronous_commit=off") as other,
+        closing(connect_replication(f"{server.dsn()}?options=-clogical_decoding_work_mem%3D64kB")) as replication,
+    ):
+        conn.execute("select pg_create_logical_replication_slot('recorded', 'pgoutput')")
+        replication.pgconn.send_query(
+            f"START_REPLICATION SLOT recorded LOGICAL 0/0 ({options}, publication_names 'everything')".encode()
+        )
+        replication.pgconn.get_result()
+        replication.pgconn.nonblocking = 1
+        stream = ReplicationStream(replication, "recorded")
+        found: list[bytes] = []
+        for ends, statement in (
+            (b"E", "insert into by_index select n, n, repeat('x', 100) from generate_series(30000, 32000) n"),
+            (b"A", "rollback"),
+        ):
+            other.execute(statement)
+            conn.execute("select pg_logical_emit_message(true, 'flush', 'it')")
+            while not any(message.startswith(ends) for message in found):
+                found += stream.read(1 << 20)
+        stream.close()
+        other.rollback()
+    with psycopg.connect(server.dsn(), autocommit=True) as conn:
+        conn.execute("select pg_terminate_backend(active_pid, 10000) from pg_replication_slots where active")
+        conn.execute("select pg_drop_replication_slot('recorded')")
+    return list(_first_of_each([message.hex() for message in found]))
+
+
+def _first_of_each(messages: list[str]) -> Iterator[str]:
+    """All but inserts, and the first two of those."""
+    inserts = 0
+    for message in messages:
+        inserts += message.startswith(b"I".hex())
+        if inserts <= 2 or not message.startswith(b"I".hex()):
+            yield message
+
+
+def _messages(conn: psycopg.Connection[Any], statements: Sequence[LiteralString], more: dict[str, str]) -> list[str]:
     slot = "recorded"
-    conn.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", [slot])
-    conn.execute(statement)
-    options = {"proto_version": version, "publication_names": "everything", "messages": "true", **more}
+    prepared = int(more["proto_version"]) > 2
+    conn.execute("select pg_create_logical_replication_slot(%s, 'pgoutput', false, %s)", [slot, prepared])
+    for statement in statements:
+        conn.execute(statement)
+    options = {"publication_names": "everything", "messages": "true", **more}
     pairs = [text for option in options.items() for text in option]
     rows = conn.execute(
         "select encode(data, 'hex') from pg_logical_slot_get_binary_changes(%s, null, null, variadic %s::text[])",
@@ -99,6 +191,10 @@ def _messages(conn: psycopg.Connection[Any], statement: LiteralString, version: 
 
 if __name__ == "__main__":
     for major, bin_dir in find_installations().items():
-        with tempfile.TemporaryDirectory() as root, LocalPostgres(Path(root) / "data", bin_dir=bin_dir) as made:
+        settings = {**LOGICAL, "max_prepared_transactions": 4}
+        with (
+            tempfile.TemporaryDirectory() as root,
+            LocalPostgres(Path(root) / "data", bin_dir=bin_dir, settings=settings) as made,
+        ):
             content = msgspec.json.format(msgspec.json.encode(record(made)), indent=1)
         (GOLDEN / f"{major}.json").write_bytes(content + b"\n")

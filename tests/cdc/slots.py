@@ -40,4 +40,4 @@ def frames(conn: psycopg.Connection[Any], name: str, publication: str) -> list[b
 
 def transactions(conn: psycopg.Connection[Any], name: str, publication: str) -> list[Transaction]:
     """The transactions since the last call, as on a new connection."""
-    return Assembler().feed(frames(conn, name, publication))
+    return list(Assembler().feed(frames(conn, name, publication)))
