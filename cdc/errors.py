@@ -9,6 +9,7 @@
         CopyFailed                the first snapshot could not be read
       DecodeError                 bytes from the slot that break the protocol
         MalformedMessage UnknownRelation PreparedMissing
+        MessageUncertain          (retry) a streamed transaction that must be read again, whole
       SpillFailed                 (retry) the disk for transactions larger than memory
       InvariantError              our bug
 
@@ -151,6 +152,14 @@ class PreparedMissing(DecodeError):
         "Its rows will not be sent again: the slot was read or advanced past its PREPARE by something else. "
         "`headrace relay --new-generation` makes a new slot and copies afresh."
     )
+
+
+class MessageUncertain(DecodeError):
+    """A streamed transaction holds a logical message and was rolled back in part: in blocks, Postgres gives a message the
+    id of the whole transaction, so that nobody can tell whether it was rolled back. Sent whole, it is exact."""
+
+    disposition = Disposition.RETRY
+    default_hint = "Nothing has to be done: the relay reads this transaction again without streaming."
 
 
 class SpillFailed(HeadraceError):

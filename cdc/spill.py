@@ -42,6 +42,10 @@ class Spill:
         self.xid = xid
         self.relations: list[tuple[int, int]] = []
         """(subtransaction, number) of each Relation message held, in order; see `cdc.transaction`."""
+        self.messages = 0
+        """Logical messages held."""
+        self.uncertain = False
+        """Whether one of them may have been rolled back."""
         self.held_bytes = 0
         """In memory."""
         self.written_bytes = 0
@@ -60,8 +64,11 @@ class Spill:
         self._area.grow(size)
 
     def abort(self, subxid: int) -> None:
-        """A subtransaction was rolled back: what it did is left out of the replay."""
+        """A subtransaction was rolled back: what it did is left out of the replay.
+
+        Of a message in a block nobody knows whether it did that: Postgres gives it the id of the whole transaction."""
         self._aborted.add(subxid)
+        self.uncertain |= self.messages > 0
 
     def relation_numbers(self) -> list[int]:
         """The numbers of the Relation messages that `replay` gives."""
@@ -139,7 +146,8 @@ class SpillArea:
         """`directory` is made when it is first needed; None: the system's for temporary files."""
         self._directory = directory
         self._memory_bytes = memory_bytes
-        self._held_bytes = 0
+        self.held_bytes = 0
+        """In memory, of all spills."""
         self._spills: set[Spill] = set()
 
     @property
@@ -155,13 +163,13 @@ class SpillArea:
 
     def grow(self, size: int) -> None:
         """A spill holds so much more in memory. Beyond the budget the largest is written out. Raises SpillFailed."""
-        self._held_bytes += size
-        while self._held_bytes > self._memory_bytes:
+        self.held_bytes += size
+        while self.held_bytes > self._memory_bytes:
             max(self._spills, key=lambda spill: spill.held_bytes).write_out()
 
     def shrink(self, size: int) -> None:
         """A spill holds so much less in memory."""
-        self._held_bytes -= size
+        self.held_bytes -= size
 
     def forget(self, spill: Spill) -> None:
         """A spill that is over."""

@@ -26,7 +26,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from cdc.errors import MalformedMessage, PreparedMissing
+from cdc.errors import MalformedMessage, MessageUncertain, PreparedMissing
 from cdc.lsn import ZERO, Lsn
 from cdc.pgoutput import (
     BROKEN,
@@ -78,7 +78,11 @@ class Transaction(msgspec.Struct, gc=False):
 _STOP: Final = ord("E")
 _PREPARE: Final = ord("P")
 _RELATION: Final = ord("R")
-_TYPE: Final = ord("Y")
+_MESSAGE: Final = ord("M")
+_STREAMED_PREFIX_AT: Final = 14
+
+_NOTED: Final = frozenset(b"RYM")
+"""First bytes of what is looked at when it comes, and not only when it is replayed."""
 
 _IN_BLOCK: Final = STREAMED | {ord("O")}
 """First bytes of what may stand inside a streamed block, or between Begin Prepare and Prepare."""
@@ -87,11 +91,13 @@ _IN_BLOCK: Final = STREAMED | {ord("O")}
 class Assembler:
     """Messages in stream order -> transactions, with the relations of one connection."""
 
-    def __init__(self, part_bytes: int = 8 << 20, spills: SpillArea | None = None) -> None:
-        """`part_bytes`: a transaction is handed on in parts of about this many bytes of stream."""
+    def __init__(self, part_bytes: int = 8 << 20, spills: SpillArea | None = None, message_prefix: str = "") -> None:
+        """`part_bytes`: a transaction is handed on in parts of about this many bytes of stream. Logical messages are
+        handed on whose prefix begins with `message_prefix`."""
         self.relations = RelationCache()
         self._part_bytes = part_bytes
         self._area = spills or SpillArea()
+        self._message_prefix = message_prefix
         self._open: Transaction | None = None
         self._open_bytes = 0
         self._streams: dict[int, Spill] = {}
@@ -186,9 +192,9 @@ class Assembler:
                 if current is None:
                     raise MalformedMessage("A Truncate outside of a transaction")
                 current.changes.append(message)
-            case LogicalMessage():
+            case LogicalMessage(transactional, _, prefix):
                 # one outside of a transaction has no commit to be ordered by, and Headrace sends none
-                if current is not None and message.transactional:
+                if current is not None and transactional and prefix.startswith(self._message_prefix):
                     current.changes.append(message)
             case Origin() | Skipped():
                 pass
@@ -246,7 +252,7 @@ class Assembler:
             kind = frame[0] if frame else 0
             if kind in _IN_BLOCK:
                 take(frame)
-                if kind in (_RELATION, _TYPE):
+                if kind in _NOTED:
                     self._note_held(spill, frame, streamed=end == _STOP)
             elif kind == end:
                 self._end_block(decode(frame), spill)
@@ -261,12 +267,14 @@ class Assembler:
         self._block = None
 
     def _note_held(self, spill: Spill, frame: bytes, *, streamed: bool) -> None:
-        """A Relation or Type in a block: the number that a Relation has in the order of arrival.
+        """A Relation in a block: its number in the order of arrival. A logical message: that there is one.
 
         What a prepared transaction describes holds for all that follow it, whatever becomes of it."""
         if streamed:
             if frame[0] == _RELATION:
                 spill.relations.append((streamed_xid(frame), next(self._numbers)))
+            elif frame[0] == _MESSAGE:
+                spill.messages += frame.startswith(self._message_prefix.encode(), _STREAMED_PREFIX_AT)
             return
         message = decode(frame)
         self._rare(message, None)
@@ -284,6 +292,8 @@ class Assembler:
             if found is None:
                 raise PreparedMissing("A prepared transaction commits of which nothing was sent", xid=commit.xid)
             spill = found[0]
+        if spill.uncertain:
+            raise MessageUncertain("A streamed transaction with a message was rolled back in part", xid=commit.xid)
         arriving, self._numbers = self._numbers, iter(spill.relation_numbers())
         before = dict(self._described)
         relations = {oid: self.relations[oid] for oid in before}

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import msgspec
 import psycopg
@@ -48,6 +48,9 @@ from fanout.router import Routed, Router
 from fanout.tenancy import Tenancy
 
 log = structlog.get_logger("relay")
+
+MESSAGE_PREFIX: Final = "headrace."
+"""What the prefixes of our own logical messages begin with; the application's are nobody's business here."""
 
 
 class RelayStatus(msgspec.Struct):
@@ -226,7 +229,7 @@ class Relay:
         progress = envelope.encode(self._progress(self.status.generation, feedback.durable, system))
         session = _Session(stream, feedback, interval_s, feedback.durable, progress)
         spills = SpillArea(options.spill_path, options.spill_memory_bytes)
-        assembler = Assembler(options.part_bytes, spills)
+        assembler = Assembler(options.part_bytes, spills, message_prefix=MESSAGE_PREFIX)
         self.status.phase = "streaming"
         whole = True
         with closing(spills):

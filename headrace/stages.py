@@ -19,7 +19,7 @@ import structlog
 
 from appliers.assignment import Share
 from appliers.worker import Worker, WorkerOptions
-from cdc.errors import Disposition, HeadraceError
+from cdc.errors import Disposition, HeadraceError, MessageUncertain
 from fanout.log import open_reader, open_writer
 from fanout.log.wakeup import Signal
 from fanout.relay import Relay, RelayOptions, RelayStatus
@@ -109,9 +109,10 @@ def run_relay(config: Config, *, new_generation: bool = False) -> None:
     status_file = StatusFile(Path(config.run.path), "relay", stage="relay")
     source = config.source
     first = new_generation
+    streaming = source.streaming
 
     def attempt(run: Callable[[Stage], None]) -> None:
-        nonlocal first
+        nonlocal first, streaming
         options = RelayOptions(
             dsn=config.dsn(),
             slot=source.slot,
@@ -120,7 +121,7 @@ def run_relay(config: Config, *, new_generation: bool = False) -> None:
             copy_workers=source.copy_workers,
             slot_timeout_s=source.slot_timeout_s,
             progress_interval_s=source.progress_interval_s,
-            streaming=source.streaming,
+            streaming=streaming,
             spill_path=Path(source.spill_path or Path(config.run.path) / "spill"),
             spill_memory_bytes=source.spill_memory_bytes,
         )
@@ -129,7 +130,11 @@ def run_relay(config: Config, *, new_generation: bool = False) -> None:
             open_reader(config.log) as reader,
             Relay(options, Tenancy(config.tenancy), writer, reader, on_status) as relay,
         ):
-            run(relay)
+            try:
+                run(relay)
+            except MessageUncertain:
+                streaming = False
+                raise
 
     def on_status(status: RelayStatus) -> None:
         nonlocal first
