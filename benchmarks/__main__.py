@@ -10,12 +10,13 @@ from typing import Final
 
 from rich.console import Console
 
-from benchmarks import applier, decode, end_to_end, latency, machine, relay, targets
+from benchmarks import applier, decode, end_to_end, large_transaction, latency, machine, relay, targets
 from benchmarks.report import Report
 from benchmarks.workload import Shape
 from benchmarks.workspace import Workspace
 
-PARTS: Final = ("relay", "applier", "e2e", "latency", "decode")
+DEFAULT_PARTS: Final = ("relay", "applier", "e2e", "latency", "decode")
+PARTS: Final = (*DEFAULT_PARTS, "large")
 _PLACES: Final = ("dir", "results", "profile")
 """Options that name places of one machine: they are not kept."""
 
@@ -25,8 +26,9 @@ RESULTS: Final = Path(__file__).parent / "results"
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; ends the process on a wrong one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when none is named")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all but large when none is named")
     parser.add_argument("--rows", type=int, default=1_000_000, help="row changes in the load (1,000,000)")
+    parser.add_argument("--large-rows", type=int, default=5_000_000, help="rows of the large transaction (5,000,000)")
     parser.add_argument("--spread", action="store_true", help="each row of any tenant, not a tenant a transaction")
     parser.add_argument("--index", action="store_true", help="with a secondary index on the table")
     parser.add_argument("--runs", type=int, default=3, help="runs of each contender (3)")
@@ -43,7 +45,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
-    options.parts = options.parts or list(PARTS)
+    options.parts = options.parts or list(DEFAULT_PARTS)
     return options
 
 
@@ -96,6 +98,8 @@ def _on_a_server(options: argparse.Namespace, shape: Shape, report: Report) -> N
             end_to_end.run(workspace, report, options.runs, logs, options.appliers)
         if "latency" in options.parts:
             latency.run(workspace, report, options.rate, options.seconds, logs, options.appliers)
+        if "large" in options.parts:
+            large_transaction.run(workspace, report, options.large_rows, logs)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,10 @@ TARGETS: Final = (
     Target("latency kafka p99", "commit to visible, Kafka: p99", "ms", "<=", 15.0, DEBEZIUM_P99),
     Target("relay RSS MiB", "relay: peak memory, over all logs", "MiB", "<=", 150),
     Target("applier RSS MiB", "applier, 1,000 warm tenants: peak memory", "MiB", "<=", 300),
+    Target("large embedded relay MiB", "one large transaction, embedded log: relay", "MiB", "<=", 400),
+    Target("large embedded applier MiB", "one large transaction, embedded log: applier", "MiB", "<=", 400),
+    Target("large kafka relay MiB", "one large transaction, Kafka: relay", "MiB", "<=", 400),
+    Target("large kafka applier MiB", "one large transaction, Kafka: applier", "MiB", "<=", 400),
 )
 
 

@@ -115,10 +115,15 @@ def end_tenants() -> list[str]:
     return [found[partition] for partition in range(PARTITIONS)]
 
 
+def create_tables(conn: psycopg.Connection[Any]) -> None:
+    """The table and its publication, in an empty database."""
+    conn.execute(_TABLE)
+
+
 def make(conn: psycopg.Connection[Any], shape: Shape) -> Load:
     """Make the load in an empty database; the slot first. `conn` is in autocommit."""
     slot = shape.database + BASE_SLOT_SUFFIX
-    conn.execute(_TABLE)
+    create_tables(conn)
     if shape.index:
         conn.execute(_INDEX)
     conn.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (slot,))

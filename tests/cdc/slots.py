@@ -96,6 +96,7 @@ class Live:
         self._stream = ReplicationStream(connect_replication(database.dsn), self.name)
         self._stream.start("headrace", streaming=streaming)
         self.area = SpillArea(memory_bytes=1 << 20)
+        self._prefix = message_prefix
         self.assembler = Assembler(part_bytes, self.area, message_prefix)
         self.feedback = Feedback(Lsn(0))
         self.done: list[Transaction] = []
@@ -118,7 +119,7 @@ class Live:
         """Until all that has committed has come."""
         row = self._conn.execute("select pg_current_xact_id()::text::int8").fetchone()
         assert row is not None
-        mark, before = f"mark {row[0]}", len(self.done)
+        mark, before = f"{self._prefix}mark {row[0]}", len(self.done)
         self._conn.execute("select pg_logical_emit_message(true, %s, '')", [mark])
 
         def came() -> bool:
@@ -134,10 +135,11 @@ class Live:
     @staticmethod
     def without_noise(parts: Iterable[Transaction]) -> list[tuple[int, list[Change]]]:
         """As `said`, of the transactions that hold more than messages of this class."""
-        noise = ("flush", "mark ")
         kept = []
         for xid, changes in said(parts):
-            rest = [c for c in changes if not (isinstance(c, LogicalMessage) and c.prefix.startswith(noise))]
+            rest = [
+                c for c in changes if not (isinstance(c, LogicalMessage) and ("flush" in c.prefix or "mark " in c.prefix))
+            ]
             if rest:
                 kept.append((xid, rest))
         return kept
