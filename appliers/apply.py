@@ -381,11 +381,7 @@ class Replica:
         statement, values = plan.patch(new, old)
         self._cursor.execute(statement, values)
         if self._conn.changes() != 1:
-            raise RowMissing(
-                "An update leaves values unchanged that the replica does not have",
-                tenant=self.tenant,
-                relation=plan.relation.name,
-            )
+            raise self._missing(plan, "An update leaves values unchanged that the replica does not have")
 
     def _rekey(self, plan: Plan, run: Run) -> None:
         assert plan.key_of is not None
@@ -400,12 +396,24 @@ class Replica:
 
     def _without_key(self, plan: Plan, run: Run) -> None:
         """A table without a key: rows are told apart by all their values; of equal ones it does not matter which goes."""
-        execute, op = self._cursor.execute, run.op
+        op, rows = run.op, run.rows
         if op is _UPSERT:
-            self._cursor.executemany(plan.upsert, run.rows)
+            self._cursor.executemany(plan.upsert, rows)
         elif op is _DELETE:
-            self._cursor.executemany(plan.delete_one, run.rows)
+            self._take(plan, rows)
+        elif op is _PATCH or any(UNCHANGED in new for new in rows[1::2]):
+            raise self._missing(plan, "An update does not tell which of the rows without a key it changed")
         else:
-            for old, new in zip(run.rows[::2], run.rows[1::2], strict=True):
-                execute(plan.delete_one, old)
-                execute(plan.upsert, new)
+            for old, new in zip(rows[::2], rows[1::2], strict=True):
+                self._take(plan, [old])
+                self._cursor.execute(plan.upsert, new)
+
+    def _take(self, plan: Plan, rows: Sequence[Row]) -> None:
+        """Delete for each of these rows one that is equal to it. Raises RowMissing when there is none."""
+        before = self._conn.total_changes()
+        self._cursor.executemany(plan.delete_one, rows)
+        if self._conn.total_changes() - before != len(rows):
+            raise self._missing(plan, "A row that goes is not in the replica")
+
+    def _missing(self, plan: Plan, message: str) -> RowMissing:
+        return RowMissing(message, tenant=self.tenant, relation=plan.relation.name)

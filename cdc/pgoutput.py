@@ -69,6 +69,14 @@ class Insert(msgspec.Struct, gc=False):
     new: Row
 
 
+class Entry(msgspec.Struct, gc=False):
+    """An INSERT some of whose values are UNCHANGED: an update has made the row pass the publication's row filter, and
+    Postgres sends it as new, without the large values that the update did not touch."""
+
+    relation_oid: int
+    new: Row
+
+
 class Update(msgspec.Struct, gc=False):
     """`old` is None when the identity did not change and is not FULL. Otherwise it is the whole old row (`old_is_full`)
     or its key alone, in which case None stands for every column outside the key. `partial`: `new` holds UNCHANGED."""
@@ -203,6 +211,7 @@ Message: TypeAlias = (
     Begin
     | Commit
     | Insert
+    | Entry
     | Update
     | Delete
     | Truncate
@@ -260,11 +269,11 @@ def decode_tuple(buf: bytes, pos: int) -> tuple[Row, int, bool]:
     return row, pos, partial
 
 
-def _insert(buf: bytes) -> Insert:
+def _insert(buf: bytes) -> Insert | Entry:
     if buf[5] != _NEW:
         raise MalformedMessage("Insert without a new tuple", position=5)
-    row, end, _ = decode_tuple(buf, 6)
-    return _whole(buf, end, Insert(_u32(buf, 1)[0], row))
+    row, end, partial = decode_tuple(buf, 6)
+    return _whole(buf, end, Entry(_u32(buf, 1)[0], row) if partial else Insert(_u32(buf, 1)[0], row))
 
 
 def _update(buf: bytes) -> Update:
@@ -404,7 +413,7 @@ def _whole(buf: bytes, end: int, message: _M) -> _M:
 BROKEN: Final = (IndexError, struct.error, UnicodeDecodeError, ValueError)
 """What a decoder of a message raises on bytes that break its layout, besides MalformedMessage."""
 
-ROW_DECODERS: Final[dict[int, Callable[[bytes], Insert | Update | Delete]]] = {
+ROW_DECODERS: Final[dict[int, Callable[[bytes], Insert | Entry | Update | Delete]]] = {
     ord("I"): _insert,
     ord("U"): _update,
     ord("D"): _delete,

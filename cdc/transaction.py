@@ -37,6 +37,7 @@ from cdc.pgoutput import (
     Commit,
     CommitPrepared,
     Delete,
+    Entry,
     Insert,
     LogicalMessage,
     Origin,
@@ -59,7 +60,7 @@ from cdc.pgoutput import (
 from cdc.relation import Relation, RelationCache
 from cdc.spill import Spill, SpillArea
 
-Change: TypeAlias = Insert | Update | Delete | Truncate | Relation | LogicalMessage
+Change: TypeAlias = Insert | Entry | Update | Delete | Truncate | Relation | LogicalMessage
 """What a transaction holds. A Relation stands where the stream had it: the rows after it have its shape."""
 
 

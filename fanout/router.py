@@ -20,13 +20,15 @@ import msgspec
 
 from cdc import catalog
 from cdc.errors import UnknownRelation
-from cdc.pgoutput import UNCHANGED, Delete, Insert, LogicalMessage, Row, Truncate, Update, Value
+from cdc.pgoutput import UNCHANGED, Delete, Entry, Insert, LogicalMessage, Row, Truncate, Update, Value
+from cdc.preflight import identifier
 from cdc.refill import RefillRequest
 from cdc.relation import Relation
 from cdc.transaction import Transaction
 from fanout import envelope
 from fanout.envelope import Changes, Op, Run, Schema
 from fanout.errors import RouteError, TenantKeyMissing
+from fanout.leaves import Leaves, Lesser
 from fanout.log.interface import partition_of
 from fanout.tenancy import (
     ByColumn,
@@ -66,7 +68,9 @@ class _Target(msgspec.Struct, gc=False):
     tenant: str | None
     on_null: str
     carried: bool
-    """Whether old rows tell the tenant, so that a row cannot leave it unseen."""
+    """Whether old rows tell the tenant, so that a row cannot leave it unseen, and are what the Relation says."""
+    lesser: Lesser | None = None
+    """Partitions below it through which old rows come that carry less; `carried` is then false."""
 
 
 class _Targets(dict[int, _Target]):
@@ -91,6 +95,7 @@ class Router:
         self._relay = relay
         self._targets = _Targets(self._first_row)
         self._relations: dict[int, Relation] = {}
+        self._leaves = Leaves()
         self._names: dict[tuple[str, str], str] = {}
         """Table of a replica, and whose -> the source table that is so called there."""
         self._announced: list[Routed] = []
@@ -129,8 +134,13 @@ class Router:
             elif kind is Delete:
                 self._delete(change)  # type: ignore[arg-type]
             elif kind is Relation:
+                self._leaves.described(change)  # type: ignore[arg-type]
                 self._relations[change.oid] = change  # type: ignore[union-attr, assignment]
                 targets.pop(change.oid, None)  # type: ignore[union-attr]
+            elif kind is Entry:
+                target = targets[change.relation_oid]  # type: ignore[union-attr]
+                row = change.new  # type: ignore[union-attr]
+                add(target, row[target.index] if target.index >= 0 else target.tenant, Op.PATCH, row)
             elif kind is Truncate:
                 records += self._truncate(transaction, change)  # type: ignore[arg-type]
             elif kind is LogicalMessage and change.prefix == catalog.PREFIX:  # type: ignore[union-attr]
@@ -159,6 +169,8 @@ class Router:
                 target.tenant = _SHARED
             case Ignored():
                 pass
+        target.lesser = self._leaves.lesser(relation, target.index)
+        target.carried = target.carried and target.lesser is None
         self._claim(name, relation, target)
         self._targets[relation.oid] = target
         tenants = isinstance(route, ByColumn | Fixed)
@@ -188,6 +200,7 @@ class Router:
 
     def _first_row(self, oid: int) -> _Target:
         relation = self._relations.get(oid)
+        self._leaves.first_row(oid)
         if relation is None:
             raise UnknownRelation("A row of a relation that was never described", relation_oid=oid)
         self._announced.append(self.describe(relation, self._lsn))
@@ -206,10 +219,11 @@ class Router:
 
     def _add(self, target: _Target, tenant: Value, op: Op, row: Row, old: Row | None = None, full: bool = False) -> None:
         if type(tenant) is not str:
-            if target.on_null == "skip":
+            # UNCHANGED is a tenant that was not sent, which no policy for NULL decides about
+            if target.on_null == "skip" and tenant is None:
                 self.skipped_rows += 1
                 return
-            if target.on_null != "shared":
+            if target.on_null != "shared" or tenant is not None:
                 raise TenantKeyMissing("A row does not tell its tenant", relation=target.relation.name, op=op.name)
             tenant = _SHARED
         runs = self._tenants.get(tenant)
@@ -231,31 +245,50 @@ class Router:
         target = self._targets[change.relation_oid]
         new, old, index = change.new, change.old, target.index
         if not target.carried:
-            raise TenantKeyMissing("An UPDATE does not tell the tenant the row was in", relation=target.relation.name)
-        tenant = new[index] if index >= 0 else target.tenant
+            self._require_told(target, old, "An UPDATE does not tell the tenant the row was in")
         if old is None:
-            self._add(target, tenant, Op.PATCH if change.partial else Op.UPSERT, new)
+            tenant = new[index] if index >= 0 else target.tenant
+            # through a lesser partition: only a replica that finds rows by a key can tell which one it was
+            self._add(target, tenant, Op.PATCH if change.partial or not target.carried else Op.UPSERT, new)
             return
-        if change.old_is_full and change.partial:
-            new = [was if value is UNCHANGED else value for value, was in zip(new, old, strict=True)]
+        if change.partial:
+            # FULL has every value, and a key that is itself large is unchanged in the new row and whole in the old one
+            new = [was if value is UNCHANGED and was is not None else value for value, was in zip(new, old, strict=True)]
+        tenant = new[index] if index >= 0 else target.tenant
+        full = change.old_is_full and target.carried
         if index >= 0 and old[index] != tenant:
             # the row moves: a delete where it was and an insert where it is now, at one position
-            self._add(target, old[index], _DELETE, old, full=change.old_is_full)
+            self._add(target, old[index], _DELETE, old, full=full)
             self._add(target, tenant, Op.PATCH if UNCHANGED in new else Op.UPSERT, new)
             return
-        self._add(target, tenant, Op.REKEY, new, old, change.old_is_full)
+        self._add(target, tenant, Op.REKEY, new, old, full)
 
     def _delete(self, change: Delete) -> None:
         target = self._targets[change.relation_oid]
         index = target.index
         if not target.carried:
-            # NULL here means "not sent": no policy for NULL tenants applies
-            raise TenantKeyMissing("A DELETE does not carry the tenant column", relation=target.relation.name)
+            self._require_told(target, change.old, "A DELETE does not carry the tenant column")
         tenant = change.old[index] if index >= 0 else target.tenant
-        self._add(target, tenant, _DELETE, change.old, full=change.old_is_full)
+        self._add(target, tenant, _DELETE, change.old, full=change.old_is_full and target.carried)
+
+    def _require_told(self, target: _Target, old: Row | None, message: str) -> None:
+        """Raises TenantKeyMissing unless this old row holds what is needed. NULL in it means "not sent" as well: no
+        policy for NULL tenants applies."""
+        lesser = target.lesser
+        if lesser is None:
+            raise TenantKeyMissing(message, relation=target.relation.name)
+        if not lesser.tells(old):
+            fixes = [f"alter table {identifier(*partition)} replica identity full;" for partition in lesser.partitions]
+            raise TenantKeyMissing(
+                "An old row may have come through a partition whose replica identity is less than its root's",
+                hint=f"Run `{' '.join(fixes)}` and then, since what was written before does not tell, "
+                "`headrace relay --new-generation`.",
+                relation=target.relation.name,
+            )
 
     def _truncate(self, transaction: Transaction, change: Truncate) -> list[Routed]:
         digests = []
+        self._leaves.no_row()
         for target in (self._targets[oid] for oid in change.relation_oids):
             if target.index >= 0:
                 digests.append(target.digest)

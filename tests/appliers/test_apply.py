@@ -363,6 +363,23 @@ def test_of_equal_rows_without_a_key_one_goes(replica: Replica) -> None:
     assert rows_of(replica.path, "notes") == [(1, "y", "x"), (1, None, "x")]
 
 
+@pytest.mark.parametrize(
+    ("op", "rows"),
+    [
+        (Op.DELETE, [["1", "x", None], ["2", "gone", None]]),
+        (Op.REKEY, [["1", "gone", None], ["1", "new", None]]),
+        (Op.REKEY, [["1", "x", None], ["1", "new", UNCHANGED]]),
+        (Op.PATCH, [["1", "x", None]]),
+    ],
+)
+def test_a_row_without_a_key_that_is_not_there_stops_the_tenant(replica: Replica, op: Op, rows: list[Row]) -> None:
+    """T17: a change of a row that the replica does not have, or that cannot be told from others, is never passed over."""
+    apply(replica, changes(10, run(Op.UPSERT, KEYLESS, ["1", "x", None])))
+    with pytest.raises(RowMissing):
+        apply(replica, changes(20, run(op, KEYLESS, *rows)))
+    assert rows_of(replica.path, "notes") == [(1, "x", None)]
+
+
 def test_a_column_called_rowid_does_not_widen_a_delete(tmp_path: Path) -> None:
     """In a table without a key that has columns named like SQLite's own row id, still one row goes."""
     odd = relation("odd", (("rowid", 25), ("_rowid_", 25), ("a", 25)), (), ReplicaIdentity.FULL)

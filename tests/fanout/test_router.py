@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cdc.errors import UnknownRelation
 from cdc.lsn import Lsn
-from cdc.pgoutput import UNCHANGED, Delete, Insert, Row, Truncate, Update
+from cdc.pgoutput import UNCHANGED, Delete, Entry, Insert, Row, Truncate, Update
 from cdc.relation import Column, Relation, ReplicaIdentity
 from cdc.transaction import Change, Transaction
 from fanout import envelope
@@ -184,6 +184,102 @@ def test_an_old_row_that_does_not_tell_its_tenant_is_an_error_under_any_policy(o
     """Not sent is not NULL: neither a delete nor an update that may have moved the row is guessed at (cases.md T17, T18)."""
     with pytest.raises(TenantKeyMissing):
         router(Rule(table="*", column="tenant", on_null=on_null)).route(transaction(change))
+
+
+@pytest.mark.parametrize("on_null", ["stop", "skip", "shared"])
+def test_a_tenant_too_large_to_be_sent_again_is_the_one_before(on_null: Any) -> None:
+    """T16, T18: a tenant id that is kept out of line is unchanged in the new row and whole in the old one: no move."""
+    to = router(Rule(table="*", column="tenant", on_null=on_null))
+    key = row("x", "1", None, None)
+    found = runs(routed(to, Update(1, key, False, [UNCHANGED, UNCHANGED, "new", "b"], True)))
+    assert found == {"x": [(Op.REKEY, [key, row("x", "1", "new")])]}
+    with pytest.raises(TenantKeyMissing):
+        to.route(transaction(Update(1, None, False, [UNCHANGED, "1", "new", "b"], True)))
+
+
+def test_a_row_that_enters_without_a_large_value_is_not_an_insert() -> None:
+    """T16: a row that comes to pass the row filter, without what its update did not touch, is never shown as whole."""
+    assert runs(routed(router(), Entry(1, ["x", "1", "a", UNCHANGED]))) == {"x": [(Op.PATCH, [["x", "1", "a", UNCHANGED]])]}
+
+
+# Partitions with another identity than their root
+
+
+def partition(*key: str, oid: int = 70, identity: ReplicaIdentity = ReplicaIdentity.DEFAULT) -> Relation:
+    return table(oid, f"part_{oid}", key=key, identity=identity)
+
+
+def rooted(root: Relation, *leaves: Relation, on_null: Any = "skip") -> Router:
+    """A router that has had a row through each of these partitions of a root."""
+    to = Router(Tenancy([Rule(table="*", column="tenant", on_null=on_null)]), PARTITIONS, 3, 9)
+    for number, leaf in enumerate(leaves):
+        routed(to, root, leaf, Insert(root.oid, row("x", f"{number}")))
+    return to
+
+
+def test_a_key_that_comes_as_a_whole_row_is_taken_for_a_key() -> None:
+    """T17, T25: through a partition that is DEFAULT below a FULL root, NULL outside the key is "not sent"."""
+    to = rooted(FULL, partition("tenant", "id"), partition(oid=71, identity=ReplicaIdentity.FULL))
+    key = row("x", "1", None, None)
+    changes = (
+        Update(2, None, False, row("x", "1"), False),
+        Update(2, key, True, ["x", "2", "new", UNCHANGED], True),
+        Delete(2, key, True),
+        Update(2, row("x", "3"), True, row("y", "3"), False),
+    )
+    records = routed(to, *changes)
+    assert runs(records) == {
+        "x": [
+            (Op.PATCH, [row("x", "1")]),
+            (Op.REKEY, [key, ["x", "2", "new", UNCHANGED]]),
+            (Op.DELETE, [key, row("x", "3")]),
+        ],
+        "y": [(Op.UPSERT, [row("y", "3")])],
+    }
+    assert not any(run.full for _, body in records if isinstance(body, Changes) for run in body.runs)
+
+
+@pytest.mark.parametrize("on_null", ["stop", "skip", "shared"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        Delete(2, row(None, "1", None, None), True),
+        Update(2, None, False, row("x", "1"), False),
+        Update(2, row(None, "1", None, None), True, row("x", "2"), False),
+    ],
+)
+def test_an_old_row_through_a_partition_that_leaves_its_tenant_out_stops(on_null: Any, change: Change) -> None:
+    """T18, T25: under no policy it is skipped, or taken for a row of everybody; the error has the partition's ALTER."""
+    to = rooted(FULL, partition("id"), on_null=on_null)
+    with pytest.raises(TenantKeyMissing) as caught:
+        to.route(transaction(change))
+    assert 'alter table "public"."part_70" replica identity full;' in caught.value.hint
+    found = runs(routed(to, Delete(2, row("x", "1"), True), Update(2, row("x", "2"), True, row("y", "2"), False)))
+    assert found == {"x": [(Op.DELETE, [row("x", "1"), row("x", "2")])], "y": [(Op.UPSERT, [row("y", "2")])]}
+    routed(to, FULL, partition("id", identity=ReplicaIdentity.FULL), Insert(2, row("x", "1")))
+    assert runs(routed(to, Delete(2, row("x", None, None, None), True))) == {
+        "x": [(Op.DELETE, [row("x", None, None, None)])]
+    }
+
+
+def test_a_partition_with_another_key_than_its_root_stops_what_it_does_not_tell() -> None:
+    """T25: below a root that has an index as its identity, an update that sends no key may have changed it."""
+    to = rooted(ITEMS, partition("tenant", "a"))
+    for change in (Update(1, None, False, row("x", "1"), False), Delete(1, row("x", None, "a", None), False)):
+        with pytest.raises(TenantKeyMissing, match="partition"):
+            to.route(transaction(change))
+    assert runs(routed(to, Delete(1, row("x", "1", None, None), False))) == {"x": [(Op.DELETE, [row("x", "1", None, None)])]}
+
+
+def test_tables_that_are_described_for_a_truncate_are_no_partitions() -> None:
+    """T20, T25: before a TRUNCATE all its tables are described, and none of them is below another."""
+    to = Router(Tenancy([Rule(table="*", column="tenant")]), PARTITIONS, 3, 9)
+    routed(to, FULL, LOOSE, Truncate((2, 5), False, False))
+    assert runs(routed(to, Delete(2, row("x", "1", None, None), True))) == {"x": [(Op.DELETE, [row("x", "1", None, None)])]}
+    routed(to, PLANS, Insert(3, row("x", "1")), Insert(2, row("x", "1")))
+    assert [run.full for _, body in routed(to, Delete(2, row("x", "1"), True)) for run in getattr(body, "runs", ())] == [
+        True
+    ]
 
 
 def test_inserts_need_no_identity() -> None:
