@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from cdc.pgoutput import Row
 from cdc.relation import Relation, ReplicaIdentity
 
 
@@ -29,7 +30,7 @@ class Lesser(msgspec.Struct, frozen=True):
     needed: tuple[int, ...]
     unmoved: bool
 
-    def tells(self, old: list[object] | None) -> bool:
+    def tells(self, old: Row | None) -> bool:
         """Whether an old row (None: it was not sent) holds what is needed, wherever it came through."""
         return self.unmoved if old is None else all(old[index] is not None for index in self.needed)
 

@@ -127,6 +127,11 @@ class Running:
     def quarantined(self) -> int:
         return self._status.quarantined
 
+    @property
+    def skipped_rows(self) -> int:
+        """Rows that the relay has left out because a rule said so."""
+        return self._relay.status.skipped_rows
+
     def query(self, tenant: str | None, statement: str) -> list[tuple[Any, ...]]:
         """A query of the tenant's replica, or with None of the shared one."""
         partitions = self._reader.partitions
