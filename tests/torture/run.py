@@ -20,10 +20,13 @@ import pytest
 from appliers.table import quote
 from cdc import failpoints
 from fanout.log import LogConfig
+from fanout.tenancy import Rule
 from tests.conftest import Database
 from tests.end_to_end.oracle import assert_replicas_equal, replicas_in
+from tests.end_to_end.schema_oracle import assert_same_as_fresh
 from tests.faults.pipeline import PARTITIONS, Pipeline, Stage
 from tests.torture.census import CensusWatcher
+from tests.torture.changes import SWITCHED_ON, Changes
 from tests.torture.load import Load, Script
 from tests.torture.schema import CENSUS, Schema, random_schema
 from tests.torture.statements import Statements
@@ -35,6 +38,19 @@ SETTLE_S: Final = 300.0
 """How long the pipeline may need for what a round has left, on a slow machine."""
 
 
+def toml(rules: list[Rule]) -> str:
+    """The rules as a configuration has them."""
+    return "".join(
+        f"\n[[tenancy]]\ntable = {_string(rule.table)}\n"
+        + (f"column = {_string(rule.column)}\n" if rule.column else "shared = true\n")
+        for rule in rules
+    )
+
+
+def _string(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
 class Torture:
     """One run on one pipeline."""
 
@@ -42,8 +58,9 @@ class Torture:
         self._pick = random.Random(f"{seed} kills")
         self._seed = seed
         self._database = database
+        self._directory = directory
         self.schema: Schema = random_schema(random.Random(f"{seed} schema"))
-        self.pipeline = Pipeline(database, directory, log, tenancy=self.schema.tenancy, tables=self.schema.compared)
+        self.pipeline = Pipeline(database, directory, log, tenancy=toml(self.schema.rules), tables=[])
         self._script = Script(directory / "load.sql")
         self._stages: dict[str, Stage] = {}
         self._armed: set[str] = set()
@@ -60,6 +77,7 @@ class Torture:
         for stage in self._stages.values():
             stage.stop()
         self._assert_no_errors()
+        assert_same_as_fresh(self._database, self.schema.rules, self.pipeline.root, self._directory / "fresh", PARTITIONS)
 
     def assert_judges(self) -> None:
         """Both judges see it when one replica lacks one row: they have said nothing because nothing was wrong."""
@@ -95,12 +113,11 @@ class Torture:
         self._rounds += 1
         sessions = self._sessions()
         with Load(self._database.dsn, self._script, sessions, behind=self._behind) as load:
+            watcher.unwatched = load.unwatched
             if not self._stages:
                 load.wait_for(50)  # the first copy has rows, and is made while they change
                 self._stages = {name: self._start(name) for name in STAGES}
                 self.pipeline.wait_copied(*self._stages.values())
-                for session in sessions:
-                    session.truncate = True
             until = time.monotonic() + seconds
             while time.monotonic() < until:
                 time.sleep(self._pick.uniform(0.05, 1.0))  # the random moment; nothing is waited for
@@ -109,27 +126,29 @@ class Torture:
                 self._disturb(self._pick.choice(STAGES))
             load.stop()
             self._disarm()
+        self.pipeline.tables = self.schema.compared
         compared = self.pipeline.assert_equal(*self._stages.values(), deadline_s=SETTLE_S)
         watcher.verify()
+        watcher.unwatched = set()
         print(  # noqa: T201 - shown when a test fails
             f"round {self._rounds}: {dict(load.ended)}, {self.kills} kills, {watcher.snapshots} snapshots,"
             f" {compared.total()} rows compared"
         )
 
-    def _sessions(self) -> list[Statements]:
-        sessions = [
-            Statements(
-                self.schema,
-                random.Random(f"{self._seed} round {self._rounds} session {number}"),
-                largest=10_000,
-                prepare=True,
-                move_large=False,
-            )
-            for number in range(SESSIONS)
-        ]
-        for session in sessions:
-            session.truncate = bool(self._stages)
-        return sessions
+    def _sessions(self) -> list[Statements | Changes]:
+        sessions = [self._statements(number) for number in range(SESSIONS)]
+        if not (SWITCHED_ON and self._stages):
+            return [*sessions]  # a first copy takes a table to be what its snapshot knew
+        return [*sessions, Changes(self.schema, self._random("changes"), self._statements(SESSIONS), SWITCHED_ON)]
+
+    def _statements(self, number: int) -> Statements:
+        pick = self._random(f"session {number}")
+        statements = Statements(self.schema, pick, largest=10_000, prepare=True, move_large=False)
+        statements.truncate = bool(self._stages)
+        return statements
+
+    def _random(self, whose: str) -> random.Random:
+        return random.Random(f"{self._seed} round {self._rounds} {whose}")
 
     def _behind(self) -> int:
         """Bytes of WAL that the relay has not confirmed; nothing before there is a slot."""

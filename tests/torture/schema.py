@@ -11,12 +11,12 @@ which `tests.torture.census` watches. A part of a transaction that showed withou
 
 from __future__ import annotations
 
-import json
 import random
 from typing import Final, NamedTuple
 
 import msgspec
 
+from fanout.tenancy import Rule
 from tests.end_to_end.oracle import Table as Compared
 from tests.torture.values import KEYS, LARGE_KINDS, PLAIN, TENANTS, Kind
 
@@ -36,8 +36,15 @@ NAMES: Final = (
 ODD_SCHEMA: Final = 'Odd "Schema.x'
 CENSUS: Final = "census"
 SHARED_CENSUS: Final = "census_shared"
+MADE: Final = "made_"
+"""How names of tables begin that are made while the load runs."""
+LEAF: Final = (100, 150)
+"""From which number on, and below which, the rows of a partitioned table are in the partition that comes and goes."""
 
 BASE: Final = f"""
+create type mood as enum ('sad', 'ok', 'so "so"');
+create domain small as integer check (value between 0 and 999);
+create type pair as (n integer, said text);
 create table {CENSUS} (
     tenant text, id bigint generated always as identity, tbl oid not null, rows bigint not null, weight bigint not null,
     primary key (tenant, id)
@@ -68,14 +75,12 @@ class Key(NamedTuple):
 
 
 class Table(msgspec.Struct):
-    """A published table. `name` and columns may be changed by DDL; what the load needs to know of it is here."""
+    """A table as the load knows it."""
 
     schema: str
     name: str
     tenant: str
     """The tenant column's name; empty for a shared table."""
-    tenants: tuple[str, ...]
-    """The tenant column's values, as literals."""
     tenant_type: str
     keys: tuple[Key, ...]
     """Columns that tell rows apart, beside the tenant if `tenant_in_key`; none: duplicates may be."""
@@ -84,13 +89,38 @@ class Table(msgspec.Struct):
     """Whether `on conflict (key)` is possible."""
     columns: list[Column]
     ddl: list[str]
-    large_moves: bool
-    """Whether a row may change its tenant and leave out-of-line values unchanged: old rows carry everything."""
+    full: bool
+    """Whether old rows carry everything."""
+    identity: str = ""
+    """Its replica identity when that is not FULL; empty: it must be FULL."""
+    indexes: list[str] = []
+    partitioned: bool = False
+    attached: bool = True
+    """Whether the partition `leaf` is one."""
+    made: bool = False
+    """Whether it was made while the load ran: it may go."""
+    published: bool = True
 
     @property
     def sql(self) -> str:
         """Its name, quoted."""
         return f"{quote(self.schema)}.{quote(self.name)}"
+
+    @property
+    def leaf(self) -> str:
+        """The partition that comes and goes, quoted."""
+        return f"{quote(self.schema)}.{quote(self.name + ' 1')}"
+
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        """The tenant column's values, as literals."""
+        return TENANTS[self.tenant_type] if self.tenant else ()
+
+    @property
+    def names(self) -> list[str]:
+        """Of all its columns."""
+        fixed = ["n", "w", *([self.tenant] if self.tenant else [])]
+        return [*fixed, *(key.name for key in self.keys), *(column.name for column in self.columns)]
 
     @property
     def conflict(self) -> str:
@@ -99,9 +129,9 @@ class Table(msgspec.Struct):
         return ", ".join([quote(self.tenant), *names] if self.tenant_in_key else names)
 
     @property
-    def large(self) -> list[Column]:
-        """Columns whose values are out of line."""
-        return [column for column in self.columns if column.kind.large]
+    def large(self) -> bool:
+        """Whether some values are out of line."""
+        return any(column.kind.large for column in self.columns)
 
     @property
     def compared(self) -> Compared:
@@ -109,7 +139,7 @@ class Table(msgspec.Struct):
 
 
 class Schema(msgspec.Struct):
-    """All tables, and what makes them."""
+    """All tables, and what makes them. While the load runs, `tables` is replaced as a whole."""
 
     tables: list[Table]
 
@@ -126,18 +156,17 @@ class Schema(msgspec.Struct):
     @property
     def compared(self) -> list[Compared]:
         """Everything that replicas must equal."""
-        return [Compared(CENSUS, "tenant"), Compared(SHARED_CENSUS), *(table.compared for table in self.tables)]
+        tables = [table.compared for table in self.tables if table.published]
+        return [Compared(CENSUS, "tenant"), Compared(SHARED_CENSUS), *tables]
 
     @property
-    def tenancy(self) -> str:
-        """The rules, as TOML."""
-        rules = [("public." + SHARED_CENSUS, ""), ("public." + CENSUS, "tenant")]
-        rules += [(f"{table.schema}.{table.name}", table.tenant) for table in self.tables]
-        return "".join(
-            f"\n[[tenancy]]\ntable = {json.dumps(name, ensure_ascii=False)}\n"
-            + (f"column = {json.dumps(tenant, ensure_ascii=False)}\n" if tenant else "shared = true\n")
-            for name, tenant in rules
-        )
+    def rules(self) -> list[Rule]:
+        """Whose the rows are, also of tables that are made later."""
+        rules = [Rule(table=f"public.{SHARED_CENSUS}", shared=True), Rule(table=f"public.{CENSUS}", column="tenant")]
+        for table in self.tables:
+            name = f"{table.schema}.{table.name}"
+            rules.append(Rule(table=name, column=table.tenant) if table.tenant else Rule(table=name, shared=True))
+        return [*rules, Rule(table=f"public.{MADE}*", column="tenant")]
 
 
 def random_schema(pick: random.Random) -> Schema:
@@ -150,11 +179,21 @@ def random_schema(pick: random.Random) -> Schema:
         _table(pick, ODD_SCHEMA, names.pop(), identity="full", tenant="out", keys=0),
         _table(pick, ODD_SCHEMA, names.pop(), identity="index", tenant="first", keys=pick.choice([1, 2])),
         _table(pick, "public", "deferred", identity="full", tenant="out", deferrable=True),
-        _table(pick, "public", "parts", identity="default", tenant="first", partitions=True),
+        _table(pick, "public", "parts", identity="default", tenant="first", partitioned=True),
         _table(pick, "public", "shared_key", identity="default", tenant=""),
         _table(pick, "public", "shared_full", identity="full", tenant="", keys=0),
     ]
     return Schema(made)
+
+
+def made_table(pick: random.Random, name: str) -> Table:
+    """A table that comes while the load runs; `name` begins with MADE."""
+    identity, tenant, keys = pick.choice(
+        [("default", "first", 1), ("default", "last", 2), ("full", "out", 0), ("index", "first", 1)]
+    )
+    table = _table(pick, "public", name, identity=identity, tenant=tenant, keys=keys, tenant_name="tenant")
+    table.made = True
+    return table
 
 
 def _table(
@@ -166,64 +205,85 @@ def _table(
     tenant: str,
     keys: int = 1,
     deferrable: bool = False,
-    partitions: bool = False,
+    partitioned: bool = False,
+    tenant_name: str = "",
 ) -> Table:
     """`tenant`: where it stands in the key, first, last or out of it; empty for a shared table."""
     names = [f"c{number}" for number in range(9)] + pick.sample(NAMES, len(NAMES))
-    tenant_name = pick.choice(["tenant", "tenant", "Tenant of"]) if tenant else ""
-    tenant_type = pick.choice(["text", "text", "integer", "uuid"])
     key_columns = [Key(names.pop(), pick.choice(KEYS)) for _ in range(keys)]
     columns = [Column(names.pop(), kind) for kind in pick.sample(PLAIN, pick.randrange(3, 7))]
     columns += [Column(names.pop(), kind) for kind in pick.sample(LARGE_KINDS, pick.choice([0, 1, 1, 2]))]
-    in_key = tenant in ("first", "last")
-    parts_key = ["n"] if partitions else []
-    key = [key.name for key in key_columns] + parts_key
-    key = [tenant_name, *key] if tenant == "first" else [*key, tenant_name] if tenant == "last" else key
+    index = f"{name} identity"
+    table = Table(
+        schema,
+        name,
+        (tenant_name or pick.choice(["tenant", "tenant", "Tenant of"])) if tenant else "",
+        pick.choice(["text", "text", "integer", "uuid"]),
+        tuple([*key_columns, Key("n", KEYS[0])] if partitioned else key_columns),
+        tenant in ("first", "last"),
+        arbiter=bool(keys) and not deferrable,
+        columns=columns,
+        ddl=[],
+        full=identity == "full",
+        identity={"default": "default", "index": f"using index {quote(index)}", "full": ""}[identity],
+        partitioned=partitioned,
+    )
+    key = [quote(key.name) for key in table.keys]
+    key = [quote(table.tenant), *key] if tenant == "first" else [*key, quote(table.tenant)] if tenant == "last" else key
     needs_null = " not null" if identity == "index" else ""
     lines = [f"{quote(key.name)} {key.kind.type}{needs_null}" for key in key_columns]
     lines += [f"{quote(column.name)} {column.kind.type}" for column in columns]
     lines += ["n integer not null", "w bigint not null"]
     if tenant:
-        lines.append(f"{quote(tenant_name)} {tenant_type} not null")
+        lines.append(f"{quote(table.tenant)} {table.tenant_type} not null")
     pick.shuffle(lines)
     if keys and identity != "index":
         later = " deferrable initially " + pick.choice(["immediate", "deferred"]) if deferrable else ""
-        lines.append(f"primary key ({', '.join(map(quote, key))}){later}")
-    table = Table(
-        schema,
-        name,
-        tenant_name,
-        TENANTS[tenant_type] if tenant else (),
-        tenant_type,
-        tuple([*key_columns, Key("n", KEYS[0])] if partitions else key_columns),
-        in_key,
-        arbiter=bool(keys) and not deferrable,
-        columns=columns,
-        ddl=[],
-        large_moves=identity == "full",
-    )
+        lines.append(f"primary key ({', '.join(key)}){later}")
     sql = table.sql
-    table.ddl.append(f"create table {sql} ({', '.join(lines)})" + (" partition by hash (n)" if partitions else ""))
-    if partitions:
-        for number in range(3):
-            leaf = f"{quote(schema)}.{quote(f'{name}_{number}')}"
-            table.ddl.append(f"create table {leaf} partition of {sql} for values with (modulus 3, remainder {number})")
+    table.ddl.append(f"create table {sql} ({', '.join(lines)})" + (" partition by range (n)" if partitioned else ""))
+    if partitioned:
+        others = [f"{quote(schema)}.{quote(f'{name} {number}')}" for number in (0, 2)]
+        first, last = LEAF
+        for leaf, bounds in [
+            (others[0], f"(minvalue) to ({first})"),
+            (table.leaf, f"({first}) to ({last})"),
+            (others[1], f"({last}) to (maxvalue)"),
+        ]:
+            table.ddl.append(f"create table {leaf} partition of {sql} for values from {bounds}")
     table.ddl += [f"alter table {sql} alter {quote(c.name)} set storage external" for c in columns if c.kind.large]
     if identity == "index":
-        table.ddl.append(f"create unique index {quote(name + ' identity')} on {sql} ({', '.join(map(quote, key))})")
-        table.ddl.append(f"alter table {sql} replica identity using index {quote(name + ' identity')}")
-    elif identity == "full":
-        table.ddl.append(f"alter table {sql} replica identity full")
-    table.ddl += [random_index(pick, table) for _ in range(pick.choice([0, 1, 2]))]
+        table.ddl.append(f"create unique index {quote(index)} on {sql} ({', '.join(key)})")
+    if identity != "default":
+        table.ddl.append(f"alter table {sql} replica identity {table.identity or 'full'}")
+    for number in range(pick.choice([0, 1, 2])):
+        table.indexes.append(f"{name} by {number}")
+        table.ddl.append(random_index(pick, table, table.indexes[-1]))
     table.ddl += census_triggers(table)
     return table
 
 
-def random_index(pick: random.Random, table: Table) -> str:
+def random_index(pick: random.Random, table: Table, name: str) -> str:
     """`create index` on some columns, in a random order and direction."""
-    names = ["n", "w", *([table.tenant] if table.tenant else []), *(c.name for c in table.columns if c.kind.indexed)]
-    chosen = pick.sample(names, pick.randrange(1, min(3, len(names)) + 1))
-    return f"create index on {table.sql} ({', '.join(quote(name) + pick.choice(['', ' desc']) for name in chosen)})"
+    fixed = ["n", "w", *([table.tenant] if table.tenant else [])]
+    columns = [*fixed, *(column.name for column in table.columns if column.kind.indexed)]
+    chosen = pick.sample(columns, pick.randrange(1, min(3, len(columns)) + 1))
+    ordered = ", ".join(quote(column) + pick.choice(["", " desc"]) for column in chosen)
+    return f"create index {quote(name)} on {table.sql} ({ordered})"
+
+
+def census_of_rows(table: Table, place: str, sign: int) -> str:
+    """The census of rows that come to a table, or leave it, with a partition: no trigger tells of them."""
+    census, of = (CENSUS, f"{quote(table.tenant)}::text, ") if table.tenant else (SHARED_CENSUS, "")
+    counted = f"{of}{regclass(table)}, {sign} * count(*), {sign} * sum(w)"
+    group = "group by 1" if table.tenant else ""
+    into = f"insert into {census} ({'tenant, ' if table.tenant else ''}tbl, rows, weight)"
+    return f"{into} select {counted} from {place} {group} having count(*) > 0"
+
+
+def regclass(table: Table) -> str:
+    """A table's oid, as an expression."""
+    return "'" + table.sql.replace("'", "''") + "'::regclass"
 
 
 def census_triggers(table: Table) -> list[str]:
@@ -234,7 +294,7 @@ def census_triggers(table: Table) -> list[str]:
     group = "group by 1" if table.tenant else ""
     function = f"{quote(table.schema)}.{quote('census of ' + table.name)}"
     body = f"""
-create function {function}() returns trigger language plpgsql as $$
+create or replace function {function}() returns trigger language plpgsql as $$
 begin
     if tg_op = 'INSERT' then
         {into} select {of}tg_relid, count(*), coalesce(sum(w), 0) from came {group} having count(*) > 0;

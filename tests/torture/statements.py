@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from tests.torture.schema import CENSUS, SHARED_CENSUS, Schema, Table, quote
+from tests.torture.schema import CENSUS, SHARED_CENSUS, Schema, Table, quote, regclass
 from tests.torture.values import Kind
 
 NUMBERS: Final = 300
@@ -25,6 +25,8 @@ class Step(NamedTuple):
 
     sql: str
     copied: str = ""
+    unwatched: str = ""
+    """A table whose rows come to replicas, or go, later than this transaction does."""
 
 
 class Transaction(NamedTuple):
@@ -33,6 +35,10 @@ class Transaction(NamedTuple):
     steps: list[Step]
     end: str
     isolation: str = "read committed"
+    whole: bool = False
+    """Whether it is taken back as a whole when a statement fails."""
+    then: Callable[[], None] | None = None
+    """To be called once it has committed."""
 
 
 def names(row: dict[str, str]) -> str:
@@ -44,9 +50,10 @@ class Statements:
     """The transactions of one session."""
 
     def __init__(self, schema: Schema, pick: random.Random, *, largest: int, prepare: bool, move_large: bool) -> None:
-        """`largest`: most rows of one statement. `prepare`: also two-phase commit. `move_large`: a row may move to another
-        tenant and leave out-of-line values as they are, whatever its table's identity."""
-        self._schema = schema
+        """`schema` is read anew for each statement. `largest`: most rows of one statement. `prepare`: also two-phase commit.
+        `move_large`: a row may move to another tenant and leave out-of-line values as they are, whatever its table's
+        identity."""
+        self.schema = schema
         self._pick = pick
         self._largest = largest
         self._prepare = prepare
@@ -99,13 +106,14 @@ class Statements:
                         steps += self._block(depth + 1)
                 steps.append(Step(f"release savepoint {name}"))
             else:
-                steps += self._statement()
+                steps += self.statement()
         return steps
 
-    def _statement(self) -> list[Step]:
+    def statement(self) -> list[Step]:
+        """One of random kind on a random table, sometimes with others that belong to it."""
         pick = self._pick
         [kind] = pick.choices([kind for _, kind in self._kinds], [weight for weight, _ in self._kinds])
-        return kind(pick.choice(self._schema.tables))
+        return kind(pick.choice(self.schema.tables))
 
     # --- parts ---
 
@@ -168,9 +176,13 @@ class Statements:
 
     # --- kinds ---
 
-    def _insert(self, table: Table) -> list[Step]:
+    def insert(self, table: Table) -> Step:
+        """Some rows."""
         first = self._pick.randrange(NUMBERS)
-        return [self._insert_range(table, first, first + self._pick.randrange(30))]
+        return self._insert_range(table, first, first + self._pick.randrange(30))
+
+    def _insert(self, table: Table) -> list[Step]:
+        return [self.insert(table)]
 
     def _insert_range(self, table: Table, first: int, last: int) -> Step:
         row = self._row(table, "g")
@@ -229,7 +241,7 @@ class Statements:
         """Rows move to another tenant, or stay with it, as they may be there."""
         if not table.tenant:
             return self._update(table)
-        whole = not (self._move_large or table.large_moves)
+        whole = not (self._move_large or table.full)
         sets = self._set(table, all_large=whole)
         sets = "" if sets == "n = n" else ", " + sets
         residue = self._pick.randrange(40)
@@ -262,7 +274,7 @@ class Statements:
     def _truncate(self, table: Table) -> list[Step]:
         if not self.truncate:
             return self._insert(table)
-        more = self._pick.choice(self._schema.tables)
+        more = self._pick.choice(self.schema.tables)
         tables = table.sql if more is table or self._pick.random() < 0.5 else f"{table.sql}, {more.sql}"
         return [Step(f"truncate {tables} restart identity"), *self._insert(table)]
 
@@ -279,7 +291,7 @@ class Statements:
         group = "tenant, tbl" if table.tenant else "tbl"
         return [
             Step(
-                f"with old as (delete from {census} where tbl = '{table.sql.replace(chr(39), chr(39) * 2)}'::regclass"
+                f"with old as (delete from {census} where tbl = {regclass(table)}"
                 f" returning *) insert into {census} ({tenant}tbl, rows, weight)"
                 f" select {tenant}tbl, sum(rows), sum(weight) from old group by {group}"
             )

@@ -9,24 +9,23 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Database
+from tests.torture.changes import Changes
 from tests.torture.load import Load, Script
-from tests.torture.schema import CENSUS, SHARED_CENSUS, quote, random_schema
+from tests.torture.schema import CENSUS, SHARED_CENSUS, Schema, quote, random_schema
 from tests.torture.statements import Statements, Transaction
 
 SEEDS = (1, 2, 3)
 
 
 def transactions(seed: int, count: int) -> list[Transaction]:
-    statements = sessions(seed, 1)[0]
+    statements = sessions(random_schema(random.Random(seed)), seed, 1)[0]
     return [statements.transaction() for _ in range(count)]
 
 
-def sessions(seed: int, count: int) -> list[Statements]:
-    schema = random_schema(random.Random(seed))
-    return [
-        Statements(schema, random.Random(seed + number), largest=200, prepare=True, move_large=True)
-        for number in range(count)
-    ]
+def sessions(schema: Schema, seed: int, count: int) -> list[Statements]:
+    """Of as many sessions."""
+    picks = [random.Random(seed + number) for number in range(count)]
+    return [Statements(schema, pick, largest=200, prepare=True, move_large=True) for pick in picks]
 
 
 def test_a_seed_says_the_same_again() -> None:
@@ -46,7 +45,8 @@ def test_what_is_said_can_be_executed(database: Database, tmp_path: Path) -> Non
         for statement in schema.statements:
             conn.execute(statement.encode())
         script = Script(tmp_path / f"{seed}.sql")
-        with Load(database.dsn, script, sessions(seed, 3), behind=lambda: 0) as load:
+        changes = Changes(schema, random.Random(seed), sessions(schema, seed + 100, 1)[0])
+        with Load(database.dsn, script, [*sessions(schema, seed, 3), changes], behind=lambda: 0) as load:
             load.wait_for(150)
         script.close()
         assert load.ended["committed"] > load.ended["rolled back"], load.ended

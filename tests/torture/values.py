@@ -43,7 +43,13 @@ PLAIN: Final = (
     ),
     Kind("numeric(12,2)", f"({_HASH} % 1000000000) / 100.0", ("9999999999.99", "-0.01", "0", "'NaN'")),
     Kind("numeric(38,10)", f"({_HASH})::numeric / 1e10", ("-9999999999999999999999999999.9999999999", "0.0000000001")),
-    Kind("double precision", f"({_HASH}) / 7.0", ("0.1", "1e308", "5e-324", "'NaN'", "'Infinity'", "'-Infinity'", "1e20")),
+    Kind(
+        "double precision",
+        f"({_HASH}) / 7.0",
+        ("0.1", "1e308", "5e-324", "'NaN'", "'Infinity'", "'-Infinity'", "1e20", "'-0'"),
+    ),
+    Kind("real", f"({_HALF}) / 7.0", ("0.1", "1e38", "1e-45", "'NaN'", "'-Infinity'", "'-0'", "16777217")),
+    Kind("money", f"({_HALF})::numeric / 100", ("'-92233720368547758.08'", "0")),
     Kind("boolean", f"({_HASH}) % 2 = 0", ("true", "false")),
     Kind(
         "text",
@@ -78,6 +84,44 @@ PLAIN: Final = (
         ("'{}'", "array['', 'a \"b\"', 'x,y', '{z}', E'\\\\']", "array[array['1', null], array['\u00fc', ' ']]"),
     ),
     Kind("boolean[]", "array[({n}) % 2 = 0, null]", ("'{}'",)),
+    Kind("numeric[]", f"array[({_HASH})::numeric / 3, null, 'NaN', 1.50]", ("'{}'", "'[0:1]={1,2}'", "'{{{1e400}}}'")),
+    Kind("double precision[]", f"array[({_HASH}) / 7.0, '-0', 'Infinity', null]", ("'{}'", "'[-3:-3]={NaN}'")),
+    Kind("jsonb[]", "array[jsonb_build_object('n', ({n})), null, 'null', '[1.0, \"x\"]']", ("'{}'",), indexed=False),
+    Kind("bytea[]", "array[decode(md5(({n})::text || '{s}'), 'hex'), '', null]", ("'{}'",)),
+    Kind(
+        "timestamp with time zone[]",
+        "array[timestamptz '2001-01-01 00:00:00+00' + (({n}) + {s}) * interval '1 hour 1 microsecond', 'infinity', null]",
+        ("'{}'", "'{\"0044-03-15 12:00:00+00 BC\"}'"),
+    ),
+    Kind(
+        "time without time zone", "time '00:00' + (({n}) + {s}) * interval '1.5 second'", ("'24:00:00'", "'00:00:00.000001'")
+    ),
+    Kind("time with time zone", "timetz '00:00+05:30' + (({n}) + {s}) * interval '1 minute'", ("'24:00:00-15:59'",)),
+    Kind(
+        "interval",
+        "(({n}) + {s}) * interval '1 year 2 days -3.5 seconds'",
+        ("'-1 year +2 days -03:04:05.000006'", "'178000000 years'", "'0'"),
+    ),
+    Kind("character(5)", "substr(md5(({n})::text || '{s}'), 1, 3)", ("''", "'  x'", "'\u00fc\u00fc\u00fc\u00fc\u00fc'")),
+    Kind("int4range", "int4range(({n}), ({n}) + {s}, '[]')", ("'empty'", "'(,)'", "'[5,)'")),
+    Kind("numrange", f"numrange(null, ({_HASH})::numeric / 7, '(]')", ("'empty'", "'[1.50,1.500]'")),
+    Kind(
+        "tstzrange",
+        "tstzrange(timestamptz '2001-01-01 00:00+00' + ({n}) * interval '1 day', null, '[)')",
+        ("'empty'", "'[-infinity,infinity]'"),
+    ),
+    Kind("int4multirange", "int4multirange(int4range(({n}), ({n}) + 5), int4range(({n}) + 9, null))", ("'{}'", "'{(,)}'")),
+    Kind("inet", "inet '10.0.0.0/8' + abs(({n}) + {s})", ("'::1'", "'192.168.0.1/24'", "'fe80::1/64'")),
+    Kind("cidr", "set_masklen(cidr '10.0.0.0/8', 8)", ("'2001:db8::/32'", "'0.0.0.0/0'")),
+    Kind("macaddr", "substr(md5(({n})::text || '{s}'), 1, 12)::macaddr", ("'ff:ff:ff:ff:ff:ff'",)),
+    Kind("bit(5)", f"({_HALF})::int::bit(5)", ("B'00000'", "B'11111'")),
+    Kind("bit varying(20)", f"({_HALF})::int::bit(20)", ("B''", "B'1'")),
+    Kind("point", f"point(({_HALF}) / 7.0, ({{n}}))", ("'(1e300,-0)'", "'(NaN,Infinity)'"), indexed=False),
+    Kind("tsvector", "to_tsvector('simple', 'a ' || ({n}) || ' b''s {s}')", ("''",)),
+    Kind("mood", "(array['sad', 'ok', 'so \"so\"'])[1 + abs(({n}) + {s}) % 3]::mood", ("'ok'", "'so \"so\"'")),
+    Kind("mood[]", "array['sad', (array['sad', 'ok'])[1 + abs(({n}) + {s}) % 2]::mood, null]", ("'{}'",)),
+    Kind("small", "abs(({n}) + {s}) % 1000", ("0", "999")),
+    Kind("pair", "row(({n}), 'say \"{s}\", so')::pair", ("'(,)'", "row(null, '')::pair"), indexed=False),
 )
 """Types that a replica turns back into Postgres' text."""
 
