@@ -108,8 +108,9 @@ class Running:
                 return error
         raise AssertionError("a stage ended without an error")
 
-    def settle(self) -> None:
-        """Wait until all that has committed in Postgres by now is in the replicas."""
+    def settle(self, or_records: int | None = None) -> None:
+        """Wait until all that has committed in Postgres by now is in the replicas, or the relay has appended so many
+        records."""
         row = self.conn.execute("select pg_current_wal_lsn()::text").fetchone()
         assert row is not None
         target = parse_lsn(row[0])
@@ -118,6 +119,8 @@ class Running:
             for stage in self._stages:
                 if stage.error is not None:
                     raise stage.error
+            if or_records is not None and self._relay.status.records >= or_records:
+                return True
             places = self._status.places
             return bool(places) and min(place.lsn for place in places) >= target
 
