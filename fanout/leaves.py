@@ -5,8 +5,9 @@ old row really holds was decided by the partition's own identity, which a partit
 root: of a root that is FULL comes an "old row" with NULL in every column outside the partition's key.
 
 Postgres (pgoutput.c, maybe_send_schema) describes the root and right after it the partition, before the first row of each
-partition on a connection and whenever either has changed. So a row of A, right after a Relation of B, tells that B is a
-partition of A; and when no partition with a lesser identity was described, no row came through one.
+partition on a connection and whenever either has changed. So Relations of A and B and then a row of A, with nothing between
+them, tell that B is a partition of A, which has A's columns; and when no partition with a lesser identity was described, no
+row came through one. A Relation of B alone says nothing: its row may be of a sub-transaction that was rolled back.
 """
 
 from __future__ import annotations
@@ -41,20 +42,22 @@ class Leaves:
     def __init__(self) -> None:
         self._below: dict[int, dict[int, Relation]] = {}
         self._latest: Relation | None = None
+        self._before: Relation | None = None
 
     def described(self, relation: Relation) -> None:
         """A Relation message."""
-        self._latest = relation
+        self._before, self._latest = self._latest, relation
 
     def first_row(self, oid: int) -> None:
         """A row of `oid`, the first since that was last described."""
-        latest, self._latest = self._latest, None
-        if latest is not None and latest.oid != oid:
-            self._below.setdefault(oid, {})[latest.oid] = latest
+        root, leaf = self._before, self._latest
+        self.no_row()
+        if root is not None and leaf is not None and root.oid == oid != leaf.oid and _names(root) == _names(leaf):
+            self._below.setdefault(oid, {})[leaf.oid] = leaf
 
     def no_row(self) -> None:
         """What was described was not for a row's sake: TRUNCATE describes all its tables before."""
-        self._latest = None
+        self._before = self._latest = None
 
     def lesser(self, root: Relation, tenant: int) -> Lesser | None:
         """Those of a root's partitions that carry less than it says. `tenant`: index of the column, or -1."""
@@ -81,6 +84,10 @@ def lesser(root: Relation, leaves: Iterable[Relation], tenant: int) -> Lesser | 
     if root.identity is not ReplicaIdentity.FULL:
         needed.update(number for number, column in enumerate(root.columns) if column.key)
     return Lesser(tuple(found), tuple(sorted(needed)), unmoved)
+
+
+def _names(relation: Relation) -> frozenset[str]:
+    return frozenset(column.name for column in relation.columns)
 
 
 def _key(relation: Relation) -> frozenset[str]:

@@ -1,0 +1,40 @@
+"""Which Relation messages tell that a table is a partition of another."""
+
+from __future__ import annotations
+
+import pytest
+
+from cdc.relation import Column, Relation, ReplicaIdentity
+from fanout.leaves import Leaves
+
+COLUMNS = (Column("tenant", 25, "", -1, key=True), Column("id", 23, "", -1, key=True))
+ROOT = Relation(1, "public", "root", ReplicaIdentity.FULL, COLUMNS)
+LEAF = Relation(2, "public", "leaf", ReplicaIdentity.DEFAULT, (COLUMNS[1], Column("tenant", 25, "", -1, key=False)))
+OTHER = Relation(3, "public", "other", ReplicaIdentity.DEFAULT, COLUMNS[1:])
+
+
+def lesser_after(*described: Relation | None) -> bool:
+    """Whether the root is known to have a lesser partition, after these Relations (None: a row of the root) and a row."""
+    leaves = Leaves()
+    for relation in (*described, None):
+        if relation is None:
+            leaves.first_row(ROOT.oid)
+        else:
+            leaves.described(relation)
+    return leaves.lesser(ROOT, 0) is not None
+
+
+@pytest.mark.parametrize(
+    ("described", "found"),
+    [
+        ((ROOT, LEAF), True),
+        ((ROOT,), False),
+        ((OTHER, ROOT, LEAF), True),
+        ((ROOT, None, LEAF), False),
+        # the row of OTHER was of a sub-transaction that was rolled back (T14): only its Relation is here
+        ((ROOT, None, OTHER), False),
+        ((ROOT, OTHER), False),
+    ],
+)
+def test_a_partition_is_described_right_after_its_root(described: tuple[Relation | None, ...], found: bool) -> None:
+    assert lesser_after(*described) == found
