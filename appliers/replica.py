@@ -132,7 +132,7 @@ def open_writer(path: Path, tenant: str, template: Template) -> Writer:
         if found is error:
             raise SchemaDrift(
                 f"SQLite refuses a table of the source: {error}",
-                hint="Rename what SQLite cannot tell apart (names that differ by case alone), or leave the table out.",
+                hint="Rename what SQLite cannot tell apart (tables that differ by case alone), or leave the table out.",
                 tenant=tenant,
             ) from error
         raise found from error

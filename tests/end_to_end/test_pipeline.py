@@ -186,24 +186,24 @@ def test_any_name(database: Database, start: Start) -> None:
     database.connect().execute("""
         create schema "Quoted_"" . Schema";
         create table "Quoted_"" . Schema"."select" (
-          "tenant" text, "from" int, "Where "" it" text, "rowid" text, "back\\slash" text, "日本" text,
+          "tenant" text, "from" int, "Where "" it" text, "rowid" text, "back\\slash" text, "日本" text, "FROM" text,
           primary key (tenant, "from")
         );
         create index "In ""dex" on "Quoted_"" . Schema"."select" ("Where "" it" desc, "rowid");
-        insert into "Quoted_"" . Schema"."select" values ('../Ärger "1"', 1, 'a', 'b', 'c', 'd');
+        insert into "Quoted_"" . Schema"."select" values ('../Ärger "1"', 1, 'a', 'b', 'c', 'd', 'e');
         create publication headrace for table "Quoted_"" . Schema"."select"
     """)
     tenant = '../Ärger "1"'
     with start([Rule(table='Quoted_" . Schema.select', column="tenant")]) as running:
         running.conn.execute("""
-            insert into "Quoted_"" . Schema"."select" values ('../Ärger "1"', 2, '?1', '{}', '''', 'x');
+            insert into "Quoted_"" . Schema"."select" values ('../Ärger "1"', 2, '?1', '{}', '''', 'x', 'y');
             update "Quoted_"" . Schema"."select" set "from" = 3, "rowid" = null where "from" = 1
         """)
         running.settle()
         table = '"Quoted_"" . Schema.select"'
         assert sorted(running.query(tenant, f"select * from {table}")) == [
-            (tenant, 2, "?1", "{}", "'", "x"),
-            (tenant, 3, "a", None, "c", "d"),
+            (tenant, 2, "?1", "{}", "'", "x", "y"),
+            (tenant, 3, "a", None, "c", "d", "e"),
         ]
         plan = running.query(tenant, f'explain query plan select * from {table} where "Where "" it" = \'a\'')
         assert 'In "dex' in str(plan)

@@ -218,8 +218,8 @@ def test_a_sound_table_has_nothing_amiss() -> None:
         (
             [BY_TENANT],
             [table("public.t", columns=("tenant", "id", "Id"))],
-            "error",
-            "differ by case alone",
+            "warning",
+            "differ by case alone: Id",
             'rename column "Id"',
         ),
         ([BY_TENANT], [table("public.T"), table("public.t")], "error", "it and public.T would both be t", "ignore = true"),
