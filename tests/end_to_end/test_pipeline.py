@@ -181,6 +181,7 @@ def test_the_schema_changes_while_rows_stream(database: Database, start: Start) 
         assert running.query("x", "select * from t") == [("x", 9, "another table")]
 
 
+@pytest.mark.every_postgres
 def test_any_name(database: Database, start: Start) -> None:
     """Quoted and reserved names of schemas, tables, columns, indexes and tenants come through as they are (T33)."""
     database.connect().execute("""
