@@ -7,12 +7,16 @@ Invariants:
    of its own, committed with its last chunk;
  - whatever stops this code, the file holds the rows of its position and nothing else.
 
+A tenant that got an INCOMPLETE row is held: its SQLite transaction stays open, over as many transactions of Postgres as it
+takes, until the row is whole (`appliers.missing`). Until then readers see what was before.
+
 Several Postgres transactions share one SQLite transaction. Within it, tables with a primary key are written by net
 effect: the last row of a key counts, so a batch is two `executemany` calls a table, whatever the order of its changes.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,15 +28,17 @@ import msgspec
 from appliers import position, replica
 from appliers.catalog import Catalog
 from appliers.errors import PositionGap, RecordRefused, RowMissing
+from appliers.missing import Missing
 from appliers.position import position_of
 from appliers.replica import Template
 from appliers.table import Plan, quote
 from cdc import failpoints
 from cdc.pgoutput import UNCHANGED, Row
-from fanout.envelope import Changes, Close, Op, Position, Run, Truncate
+from fanout.envelope import Changes, Close, Op, Position, RefillBegin, RefillEnd, Run, Truncate
 
 # enum members looked up once: on the hot path an attribute of an Enum class costs as much as the work it selects
 _UPSERT, _PATCH, _DELETE, _TRUNCATE = Op.UPSERT, Op.PATCH, Op.DELETE, Op.TRUNCATE
+_INCOMPLETE, _OVERLAY = Op.INCOMPLETE, Op.OVERLAY
 
 
 class Numbered(NamedTuple):
@@ -67,6 +73,16 @@ class _OpenTransaction(msgspec.Struct):
     """Partition -> where it must be read again from if we stop now: the first part that it brought."""
     next_chunk: int = 1
     truncates: int = 0
+    before: _Kept | None = None
+    """Of a held tenant: what an SQLite savepoint of this name goes back to."""
+
+
+class _Kept(NamedTuple):
+    """A held tenant at a whole position that is not committed."""
+
+    missing: Missing
+    target: tuple[Position, int, int]
+    ready: bool
 
 
 class Replica:
@@ -89,6 +105,13 @@ class Replica:
         self._pending: dict[str, tuple[Plan, dict[Hashable, Row | None]]] = {}
         self._open: _OpenTransaction | None = None
         self._in_transaction = False
+        self._missing = Missing()
+        self._held: dict[int, int] = {}
+        """Partition -> offset of the first record that is kept back; empty unless the tenant is held."""
+        self.held_since: float | None = None
+        """Unix time."""
+        self._noted: set[str] = set()
+        """Tables that are being refilled and have notes here, of those that have a plan."""
         self.rows = 0
         self._file = self._file_now()
         self._reload()
@@ -114,8 +137,15 @@ class Replica:
 
     @property
     def open_offsets(self) -> Mapping[int, int]:
-        """Partition -> offset of the first part it brought of a transaction that is not whole yet."""
-        return self._open.offsets if self._open else {}
+        """Partition -> offset of the first record it brought that is not committed: because its transaction is not whole
+        yet, or because the tenant is held."""
+        opened = self._open.offsets if self._open else {}
+        return {**opened, **self._held} if self._held else opened
+
+    @property
+    def incomplete_rows(self) -> int:
+        """Of how many rows values are missing, so that the tenant is held."""
+        return self._missing.count
 
     def apply(self, records: Sequence[Numbered], *, ready: bool) -> int:
         """Apply in order what is new; answers how many rows were in it.
@@ -131,7 +161,14 @@ class Replica:
                 self._commit()
             else:
                 self._flush()
+            if self._missing:
+                self._hold(records)
         return self.rows - before
+
+    def _hold(self, records: Sequence[Numbered]) -> None:
+        self.held_since = self.held_since or time.time()
+        for record in records:
+            self._held.setdefault(record.partition, record.offset)
 
     @contextmanager
     def _rolled_back(self) -> Iterator[None]:
@@ -200,7 +237,7 @@ class Replica:
             if part.at[0] == opened.at[0] and part.at != opened.at:
                 raise self._gap(part, "A transaction is not whole, and the next one has come")
             if first:
-                self.rollback()  # a new relay starts it over, or a new generation is here
+                self._start_over(opened)  # a new relay does, or a new generation is here
         if not first:
             raise self._gap(part, "A part of a transaction without those before it")
         if not alone:
@@ -212,7 +249,22 @@ class Replica:
             self._open = _OpenTransaction(
                 part.at, part.relay, {part.partition: part.offset}, truncates=int(part.is_truncate)
             )
+            if self._missing:
+                self._cursor.execute("savepoint part")
+                self._open.before = _Kept(self._missing.copy(), self._target, self.ready)
         return True
+
+    def _start_over(self, opened: _OpenTransaction) -> None:
+        """Back to before the transaction that is open: to what is committed, or of a held tenant to what is kept back."""
+        kept = opened.before
+        if kept is None:
+            self.rollback()
+            return
+        self._pending.clear()
+        self._plans.clear()
+        self._open = None
+        self._cursor.execute("rollback to part; release part")
+        self._missing, self._target, self.ready = kept
 
     def _gap(self, part: _Part, message: str) -> PositionGap:
         return PositionGap(message, tenant=self.tenant, at=str(Position(*part.at, min(part.number, 0))))
@@ -220,8 +272,13 @@ class Replica:
     def _leave_older(self, generation: int) -> None:
         """What an older generation brought goes before the first row of this one."""
         if generation > self._target[0].generation:
-            replica.clear(self._conn)
+            self._clear()
             self.ready = False
+
+    def _clear(self) -> None:
+        replica.clear(self._conn)
+        self._missing.clear()
+        self._noted.clear()
 
     # --- other records ---
 
@@ -266,11 +323,53 @@ class Replica:
             if self._open is None and (at < generation or (at == generation and not self.ready)):
                 self._begin()
                 if at < generation:
-                    replica.clear(self._conn)
+                    self._clear()
                     self._target = (Position(generation, commit_lsn, -1), 0, 0)
                 self.ready = True
             if self._open is None:
                 self._commit()
+
+    # --- refills ---
+
+    def begin_refill(self, record: RefillBegin) -> None:
+        """Note which rows there are: what no record names until the end is not in the source. Raises as `apply`."""
+        with self._between(record) as plan:
+            if plan is not None:
+                self._flush()
+                for statement in (f"drop table if exists {quote(plan.notes)}", plan.create_notes, plan.fill_notes):
+                    self._cursor.execute(statement)
+                self._noted.add(plan.name)
+
+    def end_refill(self, record: RefillEnd) -> None:
+        """Delete the rows that no record has named since. Raises as `apply`."""
+        with self._between(record) as plan:
+            if plan is not None and plan.name in self._noted:
+                self._flush()
+                self._cursor.execute(plan.delete_noted)
+                self._cursor.execute(f"drop table {quote(plan.notes)}")
+                self._noted.discard(plan.name)
+
+    @contextmanager
+    def _between(self, record: RefillBegin | RefillEnd) -> Iterator[Plan | None]:
+        """A record for everybody that is a transaction of its own; None when it is not for this replica, or known to it.
+
+        A table of the same name that is another table of the source is not meant."""
+        at = Position(record.generation, record.commit_lsn, 0)
+        with self._rolled_back():
+            plan = self._catalog.plan(record.schema)
+            known = at <= self._target[0] or at.generation > self._target[0].generation
+            if known or not plan.key or replica.source_of(self._conn, plan.name) != plan.relation.oid:
+                yield None
+                return
+            if self._open is not None:
+                raise PositionGap("A transaction is not whole, and the next one has come", tenant=self.tenant, at=str(at))
+            self._begin()
+            if at <= self._target[0]:  # another process was here before us
+                yield None
+            else:
+                yield self._plan(record.schema)
+                self._target = (at, 0, record.commit_time_us)
+            self._commit()
 
     # --- the SQLite transaction ---
 
@@ -287,6 +386,11 @@ class Replica:
         if not self._in_transaction:
             return
         self._flush()
+        if self._missing:
+            if self._open is not None and self._open.before is not None:
+                self._cursor.execute("release part")
+            self._open = None
+            return  # kept back
         target, xid, commit_time_us = self._target
         position.write_position(self._conn, target, xid, commit_time_us, ready=self.ready)
         failpoints.hit("applier.3-before-commit")
@@ -294,6 +398,8 @@ class Replica:
         self._conn.release_memory()  # a warm replica then costs a third less, and 1,000 of them wait for one that works
         self._in_transaction = False
         self._open = None
+        self._held.clear()
+        self.held_since = None
         self.position = target
         if self._new:
             self._new = False
@@ -303,6 +409,9 @@ class Replica:
         """Back to the last whole position."""
         self._pending.clear()
         self._plans.clear()
+        self._missing.clear()
+        self._held.clear()
+        self.held_since = None
         self._open = None
         if self._in_transaction:
             self._in_transaction = False
@@ -327,6 +436,10 @@ class Replica:
             self._begin()
             if replica.shapes(self._conn).get(plan.name) != plan.shape:
                 replica.migrate(self._conn, plan)
+                self._missing.reshaped(plan)
+            self._noted.discard(plan.name)
+            if plan.key and replica.has_notes(self._conn, plan):
+                self._noted.add(plan.name)
             self._plans = {d: p for d, p in self._plans.items() if p.name != plan.name}
             self._plans[digest] = plan
         return plan
@@ -346,8 +459,16 @@ class Replica:
             self._flush_table(plan)
             for row in rows:
                 self._patch(plan, row, None)
+        elif op is _INCOMPLETE:
+            self._insert_incomplete(plan, run)
+        elif op is _OVERLAY:
+            self._flush_table(plan)
+            for row in rows:
+                self._patch(plan, row, None, must_exist=False)
         else:
             self._rekey(plan, run)
+        if self._missing:
+            self._missing.note(plan, run)
         self.rows += len(rows) // 2 if op is Op.REKEY else len(rows)
 
     def _buffer(self, plan: Plan) -> dict[Hashable, Row | None]:
@@ -372,16 +493,36 @@ class Replica:
         upserts: list[Any] = [row for row in buffer.values() if row is not None]
         if upserts:
             self._cursor.executemany(plan.upsert, upserts)
+        if plan.name in self._noted:
+            named: list[Any] = list(buffer)
+            self._cursor.executemany(plan.forget_note, [(key,) for key in named] if plan.single_key else named)
 
     def _empty(self, plan: Plan) -> None:
         self._pending.pop(plan.name, None)
         self._cursor.execute(f"delete from {quote(plan.name)}")
+        self._missing.emptied(plan.name)
+        if plan.name in self._noted:
+            self._cursor.execute(f"delete from {quote(plan.notes)}")
 
-    def _patch(self, plan: Plan, new: Row, old: Row | None) -> None:
+    def _insert_incomplete(self, plan: Plan, run: Run) -> None:
+        """NULL stands for what a row lacks until it is complete; it is not committed before."""
+        self._flush_table(plan)
+        for row in run.rows:
+            self._cursor.execute(plan.upsert, [None if value is UNCHANGED else value for value in row])
+            self._missing.add(plan, row)
+            self._forget_notes(plan, row)
+
+    def _forget_notes(self, plan: Plan, *rows: Row) -> None:
+        if plan.name in self._noted:
+            self._cursor.executemany(plan.forget_note, [plan.key_values(row) for row in rows])
+
+    def _patch(self, plan: Plan, new: Row, old: Row | None, *, must_exist: bool = True) -> None:
         statement, values = plan.patch(new, old)
         self._cursor.execute(statement, values)
-        if self._conn.changes() != 1:
-            raise self._missing(plan, "An update leaves values unchanged that the replica does not have")
+        changed = self._conn.changes()
+        self._forget_notes(plan, new, old or new)
+        if changed != 1 and must_exist:
+            raise self._row_missing(plan, "An update leaves values unchanged that the replica does not have")
 
     def _rekey(self, plan: Plan, run: Run) -> None:
         assert plan.key_of is not None
@@ -401,8 +542,8 @@ class Replica:
             self._cursor.executemany(plan.upsert, rows)
         elif op is _DELETE:
             self._take(plan, rows)
-        elif op is _PATCH or any(UNCHANGED in new for new in rows[1::2]):
-            raise self._missing(plan, "An update does not tell which of the rows without a key it changed")
+        elif op is not Op.REKEY or any(UNCHANGED in new for new in rows[1::2]):
+            raise self._row_missing(plan, "An update does not tell which of the rows without a key it changed")
         else:
             for old, new in zip(rows[::2], rows[1::2], strict=True):
                 self._take(plan, [old])
@@ -413,7 +554,7 @@ class Replica:
         before = self._conn.total_changes()
         self._cursor.executemany(plan.delete_one, rows)
         if self._conn.total_changes() - before != len(rows):
-            raise self._missing(plan, "A row that goes is not in the replica")
+            raise self._row_missing(plan, "A row that goes is not in the replica")
 
-    def _missing(self, plan: Plan, message: str) -> RowMissing:
+    def _row_missing(self, plan: Plan, message: str) -> RowMissing:
         return RowMissing(message, tenant=self.tenant, relation=plan.relation.name)

@@ -28,7 +28,7 @@ from appliers import position, types
 from appliers.catalog import Catalog
 from appliers.errors import ReplicaCorrupt, ReplicaForeign, SchemaDrift, StorageUnavailable
 from appliers.place import SUFFIX
-from appliers.table import Plan, quote
+from appliers.table import NOTES_PREFIX, Plan, quote
 
 APPLICATION_ID: Final = 0x48445252  # "HDRR"
 FORMAT: Final = 2
@@ -208,6 +208,20 @@ def shapes(conn: apsw.Connection) -> dict[str, int]:
     return {str(name): int(shape) for name, shape in conn.execute("select name, shape from _headrace_tables")}
 
 
+def has_notes(conn: apsw.Connection, plan: Plan) -> bool:
+    """Whether a refill of the plan's table has begun here. Notes of another key are of no use: they are dropped."""
+    made = conn.execute("select sql from sqlite_schema where name = ?", (plan.notes,)).get
+    if made is not None and made != plan.create_notes:
+        conn.execute(f"drop table {quote(plan.notes)}")
+    return bool(made == plan.create_notes)
+
+
+def source_of(conn: apsw.Connection, name: str) -> int | None:
+    """The oid of the source's table that is called so here; None without one."""
+    found: int | None = conn.execute("select source_oid from _headrace_tables where name = ?", (name,)).get
+    return found
+
+
 def create_table(conn: apsw.Connection, plan: Plan) -> None:
     """The table of a plan with its indexes and its rows of metadata."""
     conn.execute(plan.create_table(plan.name))
@@ -249,6 +263,7 @@ def clear(conn: apsw.Connection) -> None:
     """Take every row of the source's tables out; the caller has the SQLite transaction open."""
     for name in shapes(conn):
         conn.execute(f"delete from {quote(name)}")
+        conn.execute(f"drop table if exists {quote(NOTES_PREFIX + name)}")
 
 
 def _rebuild(conn: apsw.Connection, plan: Plan, kept: Iterable[str]) -> None:

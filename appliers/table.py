@@ -19,7 +19,7 @@ import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from appliers import types
 from appliers.errors import SchemaDrift
@@ -28,6 +28,8 @@ from cdc.facts import TableFacts
 from cdc.pgoutput import UNCHANGED, Row
 from cdc.relation import Relation, ReplicaIdentity
 from fanout.envelope import Schema
+
+NOTES_PREFIX: Final = "_headrace_refill."
 
 
 def quote(name: str) -> str:
@@ -167,14 +169,51 @@ class Plan:
             f"update set {sets}" if sets else "nothing"
         )
 
+    # --- a refill's notes: the keys that it has not met yet ---
+
+    @property
+    def notes(self) -> str:
+        """The table of the notes."""
+        return f"{NOTES_PREFIX}{self.name}"
+
+    @cached_property
+    def create_notes(self) -> str:
+        """Made under any name that the columns have later, with the affinity by which keys are compared."""
+        declared = dict(self.columns)
+        columns = [f"k{number} {declared[name]} not null" for number, name in enumerate(self.key)]
+        names = ", ".join(f"k{number}" for number in range(len(self.key)))
+        # spelt as SQLite keeps it, to be compared with what a replica has
+        return f"CREATE TABLE {quote(self.notes)} ({', '.join(columns)}, primary key ({names})) without rowid"
+
+    @cached_property
+    def fill_notes(self) -> str:
+        """The keys of all rows."""
+        return f"insert into {quote(self.notes)} select {', '.join(map(quote, self.key))} from {quote(self.name)}"
+
+    @cached_property
+    def forget_note(self) -> str:
+        """By key; parameters as for `delete`."""
+        return self._by_key(self.notes, [f"k{number}" for number in range(len(self.key))])
+
+    @cached_property
+    def delete_noted(self) -> str:
+        """The rows whose keys are left."""
+        key = ", ".join(map(quote, self.key))
+        return f"delete from {quote(self.name)} where ({key}) in (select * from {quote(self.notes)})"
+
+    # --- rows, by key ---
+
+    def _by_key(self, table: str, names: Sequence[str]) -> str:
+        match = " and ".join(
+            f"{quote(name)} = {self._bind(position, f'?{number + 1}')}"
+            for number, (name, position) in enumerate(zip(names, self._key_positions, strict=True))
+        )
+        return f"delete from {quote(table)} where {match}"
+
     @cached_property
     def delete(self) -> str:
         """By key; parameters are the key's values in the key's order."""
-        match = " and ".join(
-            f"{quote(name)} = {self._bind(position, f'?{number + 1}')}"
-            for number, (name, position) in enumerate(zip(self.key, self._key_positions, strict=True))
-        )
-        return f"delete from {quote(self.name)} where {match}"
+        return self._by_key(self.name, self.key)
 
     @cached_property
     def delete_one(self) -> str:

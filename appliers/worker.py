@@ -35,7 +35,7 @@ from appliers.types import As
 from cdc import failpoints
 from cdc.lsn import format_lsn
 from fanout import envelope
-from fanout.envelope import Changes, Close, CopyBegin, CopyEnd, Envelope, Progress, Schema, Truncate
+from fanout.envelope import Changes, Close, CopyBegin, CopyEnd, Envelope, Progress, RefillBegin, RefillEnd, Schema, Truncate
 from fanout.errors import EnvelopeUnknown, LogTrimmed
 from fanout.log.interface import LogReader, Record, partition_of
 from fanout.tenancy import SHARED_TENANT
@@ -58,6 +58,14 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_pages: int = 1000
 
 
+class Held(msgspec.Struct, frozen=True):
+    """A tenant that waits for values which a row that came to it lacks: usually for milliseconds."""
+
+    tenant: str
+    rows: int
+    since_ms: int
+
+
 class WorkerStatus(msgspec.Struct):
     """What an applier tells about itself, about once a second. Lag is commit in Postgres to commit here, milliseconds."""
 
@@ -74,6 +82,8 @@ class WorkerStatus(msgspec.Struct):
     applied_lsn: str = "0/0"
     """The lowest source position over the partitions."""
     applied_time_us: int = 0
+    held: list[Held] = []
+    """Tenants whose replicas stand still until the values that a row lacks are there; at most 20, oldest first."""
     places: list[PartitionState] = []
     """Where each partition is, not yet durable."""
 
@@ -338,6 +348,12 @@ class Worker:
                 if generation >= partition.generation:
                     self._each_replica(record, lambda r: r.finish_copy(generation, commit_lsn))
                     partition.generation, partition.ready = generation, True
+            case RefillBegin() | RefillEnd() if not self._is_current(body.generation, record):
+                pass
+            case RefillBegin():
+                self._each_replica(record, lambda r: r.begin_refill(body))
+            case RefillEnd():
+                self._each_replica(record, lambda r: r.end_refill(body))
             case _:
                 raise EnvelopeUnknown("A record for everybody that nobody knows", offset=record.offset)
 
@@ -472,6 +488,11 @@ class Worker:
         self._report(force=True)
         log.info("stopped", rows=self.status.rows)
 
+    def _held(self) -> list[Held]:
+        replicas = [(SHARED_TENANT if n == "\0" else n, self._pool.get(n)) for n in self._unfinished]
+        found = [Held(n, r.incomplete_rows, int(r.held_since * 1000)) for n, r in replicas if r.held_since is not None]
+        return sorted(found, key=lambda held: held.since_ms)[:20]
+
     def _report(self, *, force: bool = False) -> None:
         now = time.monotonic()
         if not force and now < self._status_due:
@@ -488,6 +509,7 @@ class Worker:
         slowest = min(self._partitions.values(), key=lambda s: s.lsn, default=None)
         if slowest is not None:
             status.applied_lsn, status.applied_time_us = format_lsn(slowest.lsn), slowest.time_us
+        status.held = self._held()
         status.places = list(self._partitions.values())
         self._on_status(status)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -162,7 +162,7 @@ def _hold_still(dsn: str, conn: psycopg.Connection[Any], tables: list[PublishedT
     """
     if not tables:
         return
-    names = [sql.SQL("{}" if t.partitioned else "only {}").format(_name(t)) for t in tables]
+    names = [table_name(t) for t in tables]
     conn.execute(sql.SQL("lock table {} in access share mode").format(sql.SQL(", ").join(names)))
     which = {"tables": [table.relation.oid for table in tables]}
     with connect(dsn, application_name="headrace-copy") as present:
@@ -203,23 +203,26 @@ def _copy_share(conn: psycopg.Connection[Any], share: Share, put: Callable[[Copi
 
 
 def _statement(share: Share) -> sql.Composed:
-    relation, table = share.table.relation, share.table
-    conditions = []
+    conditions: list[sql.Composable] = []
     # a piece of the heap, by ctid: PostgreSQL 14 and later scan only those pages
     if share.first:
         conditions.append(sql.SQL("ctid >= {}::tid").format(sql.Literal(f"({share.first},0)")))
     if share.end is not None:
         conditions.append(sql.SQL("ctid < {}::tid").format(sql.Literal(f"({share.end},0)")))
-    if table.row_filter:
-        # the publication's own expression, as pg_publication_tables prints it
-        conditions.append(sql.SQL("({})").format(sql.SQL(table.row_filter)))
-    where = sql.SQL(" where ") + sql.SQL(" and ").join(conditions) if conditions else sql.SQL("")
+    return sql.SQL("copy ({}) to stdout").format(select_rows(share.table, conditions))
+
+
+def select_rows(table: PublishedTable, conditions: Sequence[sql.Composable] = ()) -> sql.Composed:
+    """The query of a table's rows as they are published: its columns, and those rows that the row filter lets through."""
+    relation = table.relation
+    # the publication's own expression, as pg_publication_tables prints it
+    every = [*conditions, sql.SQL("({})").format(sql.SQL(table.row_filter))] if table.row_filter else conditions
+    where = sql.SQL(" where ") + sql.SQL(" and ").join(every) if every else sql.SQL("")
     columns = sql.SQL(", ").join(sql.Identifier(column.name) for column in relation.columns)
-    # ONLY: the rows of a table that inherits are published, if at all, as that table's own
-    name = sql.SQL("{}" if table.partitioned else "only {}").format(_name(table))
-    source = sql.SQL("select {} from {}").format(columns, name)
-    return sql.SQL("copy ({}{}) to stdout").format(source, where)
+    return sql.SQL("select {} from {}{}").format(columns, table_name(table), where)
 
 
-def _name(table: PublishedTable) -> sql.Identifier:
-    return sql.Identifier(table.relation.schema, table.relation.table)
+def table_name(table: PublishedTable) -> sql.Composed:
+    """The table in `from` and `lock table`. ONLY: the rows of a table that inherits are published, if at all, as its own."""
+    name = sql.Identifier(table.relation.schema, table.relation.table)
+    return sql.SQL("{}" if table.partitioned else "only {}").format(name)

@@ -220,16 +220,13 @@ class RefillBegin(msgspec.Struct, array_like=True, tag=9):
 
 
 class RefillEnd(msgspec.Struct, array_like=True, tag=10):
-    """Every row has been read: what is still noted is not in the source and goes. A transaction of its own.
-
-    `whole`: false when the refill was given up; then nothing goes."""
+    """Every row has been read: what is still noted is not in the source and goes. A transaction of its own."""
 
     generation: int
     commit_lsn: int
     relay: int
     commit_time_us: int
     schema: int
-    whole: bool
 
 
 class Tables(msgspec.Struct, array_like=True, tag=11):

@@ -9,7 +9,8 @@ appended twice is dropped by position. The order that makes it so: a Progress re
 partition before Postgres is told that LSN, so the log always knows at least as much as the slot has forgotten.
 
 One thread. It waits on the replication socket, the log's wake-up and the stop signal, never on a full log alone:
-feedback goes out on time while the log takes nothing (cases.md T12).
+feedback goes out on time while the log takes nothing (cases.md T12). What has to be read from tables again is read by
+another thread (`cdc.refill_reader`), which puts its place into the stream; this one never waits for it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +44,8 @@ from fanout import envelope
 from fanout.envelope import FIRST_COPY_CHUNK, CopyBegin, CopyEnd, Progress
 from fanout.log.interface import LogReader, LogWriter
 from fanout.preflight import require_fit
+from fanout.refill import Progressing
+from fanout.refilling import Refilling
 from fanout.resume import Fresh, Start, decide, read_tail
 from fanout.router import Routed, Router
 from fanout.tenancy import Tenancy
@@ -70,6 +73,8 @@ class RelayStatus(msgspec.Struct):
     commit_time_us: int = 0
     spilled_bytes: int = 0
     """On disk, of transactions that have not committed."""
+    refill: Progressing = Progressing()
+    """Which table's rows are read again, and what holds that up."""
 
 
 class RelayOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,7 +145,9 @@ class Relay:
             slot = inspect_slot(control, options.slot)
             start = decide(state, slot, system, new_generation=options.new_generation)
             self.status.generation = start.generation
-            router = Router(self._tenancy, self._writer.partitions, start.generation, self._relay)
+            since, pending = (0, ()) if isinstance(start, Fresh) else (state.lsn, state.refills)
+            refilling = Refilling(options.dsn, options.publication, self._relay, since, pending)
+            router = Router(self._tenancy, self._writer.partitions, start.generation, self._relay, refilling.refills)
             try:
                 confirmed = self._begin(start, control, replication, router, system)
             except _StopNow:
@@ -148,7 +155,8 @@ class Relay:
                 return
             if not self._stopping:
                 catalog.emit_facts(control, options.publication)
-                self._stream(replication, router, system, Feedback(confirmed))
+                with closing(refilling):
+                    self._stream(replication, router, refilling, system, Feedback(confirmed))
 
     def _lock(self, control: psycopg.Connection[Any]) -> None:
         """One relay a slot, also while the slot is not being read: during the copy."""
@@ -220,14 +228,21 @@ class Relay:
     # --- stream ---
 
     def _stream(
-        self, replication: psycopg.Connection[Any], router: Router, system: SystemIdentity, feedback: Feedback
+        self,
+        replication: psycopg.Connection[Any],
+        router: Router,
+        refilling: Refilling,
+        system: SystemIdentity,
+        feedback: Feedback,
     ) -> None:
         options = self._options
         stream = ReplicationStream(replication, options.slot)
         sender_timeout_s = stream.start(options.publication, streaming=options.streaming)
         interval_s = min(10.0, sender_timeout_s / 3) if sender_timeout_s else 10.0
-        progress = envelope.encode(self._progress(self.status.generation, feedback.durable, system))
-        session = _Session(stream, feedback, interval_s, feedback.durable, progress)
+        progress = envelope.encode(
+            self._progress(self.status.generation, feedback.durable, system, refilling.refills.pending())
+        )
+        session = _Session(stream, feedback, refilling, interval_s, feedback.durable, progress)
         spills = SpillArea(options.spill_path, options.spill_memory_bytes)
         assembler = Assembler(options.part_bytes, spills, message_prefix=MESSAGE_PREFIX)
         self.status.phase = "streaming"
@@ -254,12 +269,17 @@ class Relay:
             records = router.route(transaction)
             failpoints.hit("relay.3-routed")
             self._append(records, session)
+            if router.behind is not None:
+                self._append_behind(router.behind, session)
+            if router.wanted:
+                session.refilling.ask(router.wanted, transaction.commit_lsn)
             if transaction.complete:
                 feedback.append(transaction.end_lsn)
                 self.status.transactions += 1
                 self.status.commit_time_us = transaction.commit_time_us
             else:
                 self._midway(session)
+        session.refilling.turn(router)
         feedback.receive(stream.received_lsn)
         if not assembler.in_transaction:
             # all frames before the keepalive went through the assembler, and nothing is open
@@ -274,6 +294,7 @@ class Relay:
         if stream.reply_requested or time.monotonic() >= session.progress_due:
             self._mark_progress(session, self.status.generation, system)
             self.status.rows, self.status.skipped_rows = router.routed_rows, router.skipped_rows
+            self.status.refill = session.refilling.progress
         self._confirm(session)
 
     def _midway(self, session: _Session) -> None:
@@ -293,6 +314,7 @@ class Relay:
         due = session.feedback_due
         fds = [self._writer.wakeup_fd, self._stop_read]
         if reading:
+            fds.append(session.refilling.wakeup_fd)
             fds.append(session.stream.fileno())
             if session.feedback.appended > session.marked:
                 due = min(due, session.progress_due)
@@ -307,6 +329,15 @@ class Relay:
             while not (writer.broadcast(value) if key is None else writer.append(partition, key, value)):
                 self._wait_for_room(session)
             self.status.records += 1
+
+    def _append_behind(self, batches: Iterable[list[Routed]], session: _Session) -> None:
+        """What is too much to hold: the log takes it, and Postgres hears from us, on the way."""
+        for records in batches:
+            self._append(records, session)
+            self._writer.commit()
+            failpoints.hit("relay.refill-behind")
+            self._writer.poll()
+            self._confirm(session)
 
     def _put_everywhere(self, body: envelope.Envelope, *, durable: bool = False, mark: int | None = None) -> None:
         value = envelope.encode(body)
@@ -336,7 +367,7 @@ class Relay:
         session.progress_due = time.monotonic() + self._options.progress_interval_s
         if lsn <= session.marked:
             return
-        progress = envelope.encode(self._progress(generation, lsn, system))
+        progress = envelope.encode(self._progress(generation, lsn, system, session.refilling.refills.pending()))
         if self._writer.broadcast(progress, mark=lsn):
             session.marked, session.progress = lsn, progress
             self._writer.commit()
@@ -368,10 +399,12 @@ class Relay:
             session.stream.stop()
         log.info("stopped", confirmed_flush_lsn=format_lsn(session.feedback.confirmed))
 
-    def _progress(self, generation: int, lsn: int, system: SystemIdentity) -> Progress:
-        return Progress(
-            generation, lsn, self._relay, time.time_ns() // 1000, system.system_id, system.timeline, self._options.slot
-        )
+    def _progress(
+        self, generation: int, lsn: int, system: SystemIdentity, refills: Sequence[envelope.Refill] = ()
+    ) -> Progress:
+        now_us = time.time_ns() // 1000
+        slot = self._options.slot
+        return Progress(generation, lsn, self._relay, now_us, system.system_id, system.timeline, slot, list(refills))
 
     def _report(self, feedback: Feedback | None = None) -> None:
         if feedback is not None:
@@ -390,6 +423,7 @@ class _Session(msgspec.Struct):
 
     stream: ReplicationStream
     feedback: Feedback
+    refilling: Refilling
     feedback_interval_s: float
     marked: int
     """The LSN of the last Progress record appended."""

@@ -26,7 +26,7 @@ from cdc.errors import (
 from cdc.lsn import Lsn, format_lsn
 from cdc.slot import Slot, SlotState, SystemIdentity
 from fanout import envelope
-from fanout.envelope import Changes, CopyBegin, CopyEnd, Progress
+from fanout.envelope import Changes, CopyBegin, CopyEnd, Progress, Refill
 from fanout.log.interface import LogReader, Record
 
 
@@ -41,6 +41,8 @@ class LogState(msgspec.Struct, frozen=True):
     system_id: str = ""
     timeline: int = 0
     slot: str = ""
+    refills: tuple[Refill, ...] = ()
+    """What was still to be read again at `lsn`."""
 
 
 class Fresh(msgspec.Struct, frozen=True):
@@ -69,14 +71,16 @@ def read_tail(reader: LogReader) -> LogState:
     newest = max(known, key=lambda control: (control.generation, control.relay))
     progress = [c for c in known if isinstance(c, Progress) and c.generation == newest.generation]
     complete = len(progress) == len(controls)
+    last = min(progress, key=lambda c: (c.lsn, -c.relay)) if complete else None
     return LogState(
         generation=newest.generation,
         complete=complete,
-        lsn=Lsn(min(c.lsn for c in progress)) if complete else Lsn(0),
+        lsn=Lsn(last.lsn) if last is not None else Lsn(0),
         relay=max(c.relay for c in known),
         system_id=newest.system_id,
         timeline=newest.timeline,
         slot=newest.slot,
+        refills=tuple(last.refills) if last is not None else (),
     )
 
 

@@ -13,16 +13,16 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 
-from cdc import catalog
+from cdc import catalog, refill
 from cdc.errors import UnknownRelation
 from cdc.pgoutput import UNCHANGED, Delete, Entry, Insert, LogicalMessage, Row, Truncate, Update, Value
 from cdc.preflight import identifier
-from cdc.refill import RefillRequest
+from cdc.refill import Piece, RefillRequest, Step, identity_of, key_of, spooled
 from cdc.relation import Relation
 from cdc.transaction import Transaction
 from fanout import envelope
@@ -30,6 +30,7 @@ from fanout.envelope import Changes, Op, Run, Schema
 from fanout.errors import RouteError, TenantKeyMissing
 from fanout.leaves import Leaves, Lesser
 from fanout.log.interface import partition_of
+from fanout.refill import Refills
 from fanout.tenancy import (
     ByColumn,
     Fixed,
@@ -42,6 +43,8 @@ from fanout.tenancy import (
 )
 
 _PLACES_KEPT = 200_000
+_LOOKED_BACK: Final = 1000
+"""Rows of a tenant among which the values of one that moves are looked for before they are asked for."""
 
 _SHARED: Final = "\0"
 """Stands for the shared replica among tenants: no Postgres text holds a NUL."""
@@ -88,7 +91,11 @@ class _Targets(dict[int, _Target]):
 class Router:
     """Splits the transactions of one generation and one run of the relay."""
 
-    def __init__(self, tenancy: Tenancy, partitions: int, generation: int, relay: int) -> None:
+    def __init__(
+        self, tenancy: Tenancy, partitions: int, generation: int, relay: int, refills: Refills | None = None
+    ) -> None:
+        """`refills`: whose pieces to route where the stream has their messages."""
+        self._refills = refills or Refills(relay, {})
         self._tenancy = tenancy
         self._partitions = partitions
         self._generation = generation
@@ -108,6 +115,11 @@ class Router:
         self._truncates = 0
         self.wanted: list[RefillRequest] = []
         """What replicas lack after the transactions routed so far; whoever reads it again takes it out."""
+        self.behind: Iterator[list[Routed]] | None = None
+        """Records to append behind those of the last `route`: of a whole table, which is too much to hold. Read to the
+        end before the next `route`."""
+        self._newer: set[str] = set()
+        """Tenants whose changes that are being collected need version 2 of the envelope."""
         self.skipped_rows = 0
         """Rows left out because a rule said so (`ignore`, `on_null = "skip"`)."""
         self.routed_rows = 0
@@ -123,6 +135,8 @@ class Router:
         self._lsn = transaction.commit_lsn
         if transaction.part == 0:
             self._chunks, self._next_chunk, self._truncates = {}, 0, 0
+        if self._refills.tracked:
+            self._refills.note(transaction, self._relations)
         for change in transaction.changes:
             kind = type(change)
             if kind is Insert:
@@ -140,18 +154,32 @@ class Router:
             elif kind is Entry:
                 target = targets[change.relation_oid]  # type: ignore[union-attr]
                 row = change.new  # type: ignore[union-attr]
-                add(target, row[target.index] if target.index >= 0 else target.tenant, Op.PATCH, row)
+                self._incomplete(target, row[target.index] if target.index >= 0 else target.tenant, row)
             elif kind is Truncate:
-                records += self._truncate(transaction, change)  # type: ignore[arg-type]
-            elif kind is LogicalMessage and change.prefix == catalog.PREFIX:  # type: ignore[union-attr]
-                message = catalog.read_message(change.content)  # type: ignore[union-attr]
-                if message.complete:
-                    facts = [table.facts for table in message.tables]
-                    records.append(self._broadcast(envelope.Catalog(self._generation, transaction.commit_lsn, facts)))
+                self._leaves.no_row()
+                emptied = [targets[oid] for oid in change.relation_oids]  # type: ignore[union-attr]
+                records += self._truncate(transaction, emptied)
+            elif kind is LogicalMessage:
+                records += self._message(transaction, change)  # type: ignore[arg-type]
+        if self.behind is not None:
+            return records
         records += self._flush(transaction, last=transaction.complete)
         if transaction.complete:
             records += self._finish(transaction)
         return records
+
+    def _message(self, transaction: Transaction, message: LogicalMessage) -> list[Routed]:
+        """What Headrace itself, or an operator, has put into the stream."""
+        if message.prefix == catalog.PREFIX:
+            said = catalog.read_message(message.content)
+            if said.complete:
+                facts = [table.facts for table in said.tables]
+                return [self._broadcast(envelope.Catalog(self._generation, transaction.commit_lsn, facts))]
+        elif message.prefix == refill.PREFIX:
+            return self._refilled(transaction, message.content)
+        elif message.prefix == refill.ASK_PREFIX:
+            self.wanted.append(refill.decode_request(message.content))
+        return []
 
     def describe(self, relation: Relation, lsn: int) -> Routed:
         """A relation as of `lsn`: its rows can be routed from here on. Raises RouteError, TenantColumnMissing."""
@@ -249,19 +277,128 @@ class Router:
         if old is None:
             tenant = new[index] if index >= 0 else target.tenant
             # through a lesser partition: only a replica that finds rows by a key can tell which one it was
-            self._add(target, tenant, Op.PATCH if change.partial or not target.carried else Op.UPSERT, new)
+            if change.partial or not target.carried:
+                self._patch(target, tenant, new)
+            else:
+                self._add(target, tenant, Op.UPSERT, new)
             return
         if change.partial:
             # FULL has every value, and a key that is itself large is unchanged in the new row and whole in the old one
             new = [was if value is UNCHANGED and was is not None else value for value, was in zip(new, old, strict=True)]
         tenant = new[index] if index >= 0 else target.tenant
         full = change.old_is_full and target.carried
-        if index >= 0 and old[index] != tenant:
-            # the row moves: a delete where it was and an insert where it is now, at one position
-            self._add(target, old[index], _DELETE, old, full=full)
-            self._add(target, tenant, Op.PATCH if UNCHANGED in new else Op.UPSERT, new)
+        before = old[index] if index >= 0 else tenant
+        if before != tenant or (change.partial and UNCHANGED in new and self._awaited(target)):
+            # the row moves: a delete where it was and an insert where it is now, at one position; so it is told, too, when
+            # its values would be those of a row that replicas may still lack or hold incomplete: what is asked for has
+            # the key that it had
+            known = self._brought(target, before, old) if change.partial else None
+            self._add(target, before, _DELETE, old, full=full)
+            if known is not None:
+                new = [was if value is UNCHANGED else value for value, was in zip(new, known, strict=True)]
+            if UNCHANGED in new:
+                self._incomplete(target, tenant, new)
+            else:
+                self._add(target, tenant, _UPSERT, new)
             return
         self._add(target, tenant, Op.REKEY, new, old, full)
+
+    # --- values that are missing ---
+
+    def _covers(self, target: _Target) -> bool:
+        oid = target.relation.oid
+        return self._refills.covers(oid) or any(request.oid == oid and not request.keys for request in self.wanted)
+
+    def _awaited(self, target: _Target) -> bool:
+        oid = target.relation.oid
+        return self._refills.awaits(oid) or any(request.oid == oid for request in self.wanted)
+
+    def _patch(self, target: _Target, tenant: Value, new: Row) -> None:
+        if not self._covers(target):
+            self._add(target, tenant, Op.PATCH, new)
+            return
+        self._newer.add(tenant if type(tenant) is str else _SHARED)
+        self._add(target, tenant, Op.OVERLAY, new)
+
+    def _incomplete(self, target: _Target, tenant: Value, new: Row) -> None:
+        """A row that is new to its tenant and lacks values: they are asked for."""
+        self._newer.add(tenant if type(tenant) is str else _SHARED)
+        self._add(target, tenant, Op.INCOMPLETE, new)
+        relation = target.relation
+        key = [value for value, column in zip(new, relation.columns, strict=True) if column.key]
+        texts = tuple(value for value in key if type(value) is str)
+        # under FULL, and without an identity, Postgres sends whole rows; if it ever does not, the table is read
+        by_key = bool(key) and len(texts) == len(key)
+        self.wanted.append(RefillRequest(relation.oid, keys=(texts,)) if by_key else RefillRequest(relation.oid))
+
+    def _brought(self, target: _Target, tenant: Value, old: Row) -> Row | None:
+        """The row with this key as this transaction has brought it itself, if it did so just now and whole."""
+        names = identity_of(target.relation, [column.name for column in target.relation.columns if column.key])
+        wanted = key_of(target.relation, names, old)
+        left = _LOOKED_BACK
+        for run in reversed(self._tenants.get(tenant if type(tenant) is str else _SHARED, [])):
+            if run.schema != target.digest:
+                continue
+            rows = run.rows[1::2] if run.op is Op.REKEY else run.rows
+            for row in reversed(rows[-left:]):
+                if key_of(target.relation, names, row) == wanted:
+                    return row if run.op in (Op.UPSERT, Op.REKEY) and UNCHANGED not in row else None
+            left -= len(rows)
+            if left <= 0:
+                return None
+        return None
+
+    # --- rows that were read again ---
+
+    def wants(self, relation: Relation) -> bool:
+        """Whether rows of the relation go to anybody. Raises TenantColumnMissing."""
+        return not isinstance(self._tenancy.route(relation), Ignored)
+
+    def _refilled(self, transaction: Transaction, content: bytes) -> list[Routed]:
+        """The place of a piece in the stream: its rows are changes of this transaction."""
+        piece = self._refills.met(content)
+        if piece is None:
+            return self._withdrawn(transaction) if refill.decode_note(content).whole else []
+        target = self._target_of(piece.relation)
+        match piece.order.step:
+            case Step.ROWS:
+                for row in piece.rows:
+                    self._add(target, row[target.index] if target.index >= 0 else target.tenant, _UPSERT, row)
+            case Step.WHOLE:
+                self.behind = self._whole(transaction, target, piece)
+            case Step.BEGIN | Step.END:
+                announced, self._announced = self._announced, []
+                kind = envelope.RefillBegin if piece.order.step is Step.BEGIN else envelope.RefillEnd
+                time_us = transaction.commit_time_us
+                body = kind(self._generation, transaction.commit_lsn, self._relay, time_us, target.digest)
+                return [*announced, self._broadcast(body)]
+        return []
+
+    def _target_of(self, relation: Relation) -> _Target:
+        """The target of rows in this shape, which the table has at this place of the stream."""
+        target = self._targets.get(relation.oid)
+        if target is None or target.relation != relation:
+            self._relations[relation.oid] = relation
+            self._targets.pop(relation.oid, None)
+        return self._targets[relation.oid]
+
+    def _whole(self, transaction: Transaction, target: _Target, piece: Piece) -> Iterator[list[Routed]]:
+        """A table's rows in the place of those there were: as a TRUNCATE and INSERTs of one transaction."""
+        assert piece.spool is not None
+        with piece.spool:
+            announced, self._announced = self._announced, []
+            yield [*announced, *self._truncate(transaction, (target,))]
+            for rows in spooled(piece.spool):
+                for row in rows:
+                    self._add(target, row[target.index] if target.index >= 0 else target.tenant, _UPSERT, row)
+                yield self._flush(transaction, last=False)
+            yield [*self._flush(transaction, last=True), *self._finish(transaction)]
+        self.behind = None
+
+    def _withdrawn(self, transaction: Transaction) -> list[Routed]:
+        """A run that died may have written some of a whole table's records here: they come to nothing. An empty truncate
+        starts the transaction over for everybody, and what `route` closes it with ends it."""
+        return self._truncate(transaction, ())
 
     def _delete(self, change: Delete) -> None:
         target = self._targets[change.relation_oid]
@@ -286,16 +423,15 @@ class Router:
                 relation=target.relation.name,
             )
 
-    def _truncate(self, transaction: Transaction, change: Truncate) -> list[Routed]:
+    def _truncate(self, transaction: Transaction, targets: Sequence[_Target]) -> list[Routed]:
         digests = []
-        self._leaves.no_row()
-        for target in (self._targets[oid] for oid in change.relation_oids):
+        for target in targets:
             if target.index >= 0:
                 digests.append(target.digest)
             elif target.tenant is not None:
                 # one tenant's own table, or a shared one: nobody else has rows of it
                 self._tenants.setdefault(target.tenant, []).append(Run(Op.TRUNCATE, target.digest, False, []))
-        if not digests:
+        if targets and not digests:
             return []
         records = self._flush(transaction, last=False)
         # from here on the transaction concerns every tenant, and none may take its next chunk for a first one
@@ -328,6 +464,8 @@ class Router:
                 for tenant, chunk in chunks.items()
                 if tenant not in tenants
             ]
+        if self._newer:
+            self._newer.clear()
         return records
 
     def _finish(self, transaction: Transaction) -> list[Routed]:
@@ -349,15 +487,16 @@ class Router:
         )
 
     def _to(self, tenant: str, changes: Changes) -> Routed:
+        newer = tenant in self._newer
         if tenant == _SHARED:
-            return self._broadcast(changes)
+            return Routed(-1, None, envelope.encode(changes, newer=newer))
         place = self._places.get(tenant)
         if place is None:
             if len(self._places) >= _PLACES_KEPT:
                 self._places.clear()
             key = tenant.encode()
             place = self._places[tenant] = (partition_of(key, self._partitions), key)
-        return Routed(place[0], place[1], envelope.encode(changes))
+        return Routed(place[0], place[1], envelope.encode(changes, newer=newer))
 
     def _broadcast(self, body: envelope.Envelope) -> Routed:
         return Routed(-1, None, envelope.encode(body))

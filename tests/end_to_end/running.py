@@ -14,10 +14,11 @@ from typing import Any, Self
 import apsw
 
 from appliers.place import SHARED_FILE, replica_path
-from appliers.worker import Worker, WorkerOptions, WorkerStatus
+from appliers.worker import Held, Worker, WorkerOptions, WorkerStatus
 from cdc.lsn import parse_lsn
 from fanout.log import LogConfig, open_reader, open_writer
 from fanout.relay import Relay, RelayOptions
+from fanout.resume import read_tail
 from fanout.tenancy import Rule, Tenancy
 from tests.conftest import Database
 from tests.end_to_end.oracle import wait_until
@@ -108,6 +109,11 @@ class Running:
                 return error
         raise AssertionError("a stage ended without an error")
 
+    def _raise(self) -> None:
+        for stage in self._stages:
+            if stage.error is not None:
+                raise stage.error
+
     def settle(self, or_records: int | None = None) -> None:
         """Wait until all that has committed in Postgres by now is in the replicas, or the relay has appended so many
         records."""
@@ -116,15 +122,30 @@ class Running:
         target = parse_lsn(row[0])
 
         def applied() -> bool:
-            for stage in self._stages:
-                if stage.error is not None:
-                    raise stage.error
+            self._raise()
             if or_records is not None and self._relay.status.records >= or_records:
                 return True
             places = self._status.places
             return bool(places) and min(place.lsn for place in places) >= target
 
         wait_until(applied, f"{row[0]} applied")
+
+    def settle_refills(self) -> None:
+        """Wait until nothing is left to be read again either, as the log tells."""
+        self.settle()
+
+        def done() -> bool:
+            self._raise()
+            with open_reader(self._log) as reader:
+                return not read_tail(reader).refills
+
+        wait_until(done, "nothing is left to be read again")
+        self.settle()
+
+    @property
+    def held(self) -> list[Held]:
+        """Tenants that wait for values."""
+        return self._status.held
 
     @property
     def quarantined(self) -> int:

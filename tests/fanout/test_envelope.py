@@ -127,7 +127,7 @@ SAMPLES: dict[str, Envelope] = {
     "copy end": CopyEnd(2, 23_803_000, 3, 1_000_000),
     "close": Close(1, 23_803_720, 2, 1_764_000_000_123_456),
     "refill begin": RefillBegin(1, 23_803_720, 2, 1_764_000_000_123_456, 5),
-    "refill end": RefillEnd(1, 23_803_820, 2, 1_764_000_000_223_456, 5, True),
+    "refill end": RefillEnd(1, 23_803_820, 2, 1_764_000_000_223_456, 5),
     "schema with facts": FULL_SCHEMA,
     "progress with tables": Progress(
         1, 23_803_776, 2, 1_764_000_000_125_000, "7443121311232", 1, "headrace", [], 1_764_000_000_124

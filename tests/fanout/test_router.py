@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cdc.errors import UnknownRelation
 from cdc.lsn import Lsn
 from cdc.pgoutput import UNCHANGED, Delete, Entry, Insert, Row, Truncate, Update
+from cdc.refill import RefillRequest
 from cdc.relation import Column, Relation, ReplicaIdentity
 from cdc.transaction import Change, Transaction
 from fanout import envelope
@@ -134,11 +135,36 @@ def test_a_row_that_moves_is_a_delete_and_an_insert_at_one_position() -> None:
     assert {(body.commit_lsn, body.chunk, body.last) for _, body in records if isinstance(body, Changes)} == {(100, 0, True)}
 
 
-def test_a_move_under_a_key_identity_that_leaves_a_value_unchanged_is_a_patch() -> None:
-    """The new tenant is not given a value that nobody sent: its patch finds no row, and that stops it visibly."""
+def test_a_move_under_a_key_identity_that_leaves_a_value_unchanged_is_incomplete() -> None:
+    """T19: the new tenant is told that the row lacks a value, and the relay that it has to be read (version 2)."""
     key = row("x", "1", None, None)
-    found = runs(routed(router(), Update(1, key, False, ["y", "1", "a", UNCHANGED], True)))
-    assert found == {"x": [(Op.DELETE, [key])], "y": [(Op.PATCH, [["y", "1", "a", UNCHANGED]])]}
+    made = router()
+    move = Update(1, key, False, ["y", "1", "a", UNCHANGED], True)
+    found = runs(routed(made, move))
+    assert found == {"x": [(Op.DELETE, [key])], "y": [(Op.INCOMPLETE, [["y", "1", "a", UNCHANGED]])]}
+    assert {key: value[0] for _, key, value in router().route(transaction(move))} == {b"x": 1, b"y": 2}
+    assert made.wanted == [RefillRequest(1, keys=(("y", "1"),))]
+
+
+def test_a_move_is_complete_when_its_transaction_brought_the_value() -> None:
+    """T16: a row that was inserted whole and moved by one transaction needs nothing from Postgres; one that was deleted
+    between does."""
+    key, whole = row("x", "1", None, None), row("x", "1", "a", "long")
+    moved = Update(1, key, False, ["y", "1", "b", UNCHANGED], True)
+    made = router()
+    found = runs(routed(made, Insert(1, whole), moved))
+    assert found["y"] == [(Op.UPSERT, [["y", "1", "b", "long"]])]
+    assert made.wanted == []
+    found = runs(routed(made, Insert(1, whole), Delete(1, key, False), moved))
+    assert found["y"][0][0] is Op.INCOMPLETE
+
+
+def test_a_row_that_joins_the_row_filter_without_a_value_is_incomplete() -> None:
+    """R12: pgoutput turns such an update into an INSERT with an unchanged value, which is not NULL."""
+    made = router()
+    new: Row = ["x", "1", "a", UNCHANGED]
+    assert runs(routed(made, Entry(1, new))) == {"x": [(Op.INCOMPLETE, [new])]}
+    assert made.wanted == [RefillRequest(1, keys=(("x", "1"),))]
 
 
 def test_a_row_moves_in_and_out_of_the_shared_replica() -> None:
@@ -195,11 +221,6 @@ def test_a_tenant_too_large_to_be_sent_again_is_the_one_before(on_null: Any) -> 
     assert found == {"x": [(Op.REKEY, [key, row("x", "1", "new")])]}
     with pytest.raises(TenantKeyMissing):
         to.route(transaction(Update(1, None, False, [UNCHANGED, "1", "new", "b"], True)))
-
-
-def test_a_row_that_enters_without_a_large_value_is_not_an_insert() -> None:
-    """T16: a row that comes to pass the row filter, without what its update did not touch, is never shown as whole."""
-    assert runs(routed(router(), Entry(1, ["x", "1", "a", UNCHANGED]))) == {"x": [(Op.PATCH, [["x", "1", "a", UNCHANGED]])]}
 
 
 # Partitions with another identity than their root

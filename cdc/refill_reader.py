@@ -1,0 +1,318 @@
+"""Reads what is to be refilled: a thread with a connection of its own, so that the stream never waits for it.
+
+    Order --RefillReader--> Look                                           in `answers`
+                        \\-> Piece in `pieces`, and its Note in the stream   one Postgres transaction for both
+
+That transaction: ACCESS SHARE on the table, then the snapshot, then the table as published, the rows, the message. The
+lock shuts out DDL until the message has its place, so the rows have the shape that the table has there.
+
+Invariants: one order at a time; a piece is in memory before its message can be read; memory is bounded by `PIECE_BYTES`
+and one row. A connection that is lost is made again, and the order is done again; what can never work is raised by
+`answers`. Who asks, and what becomes of the rows: `fanout.refill`.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, LiteralString
+
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
+
+from cdc import failpoints
+from cdc.connection import connect, translated
+from cdc.copy import parse_copy_line, select_rows, table_name
+from cdc.errors import SourceError, SourceMisconfigured, SourceUnavailable
+from cdc.pgoutput import Row
+from cdc.publication import PublishedTable, published_tables
+from cdc.refill import PREFIX, Look, Note, Order, Piece, Snapshot, Step, encode_note, key_of, spool_rows
+
+PIECE_BYTES: Final = 256 << 10
+_LOCK_TIMEOUT_MS: Final = 2000
+_LONGEST_PAUSE_S: Final = 1.0
+
+_ANCESTORS = """
+select %(oid)s::bigint union all select relid::oid::bigint from pg_partition_ancestors(%(oid)s::bigint::oid::regclass)
+"""
+
+_KEY = """
+select a.attname from pg_class c
+join pg_index i on i.indrelid = c.oid
+  and case c.relreplident when 'i' then i.indisreplident else i.indisprimary and i.indimmediate end
+cross join unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) with ordinality k(attnum, n)
+join pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum
+where c.oid = %s::bigint::oid and c.relreplident <> 'n' order by k.n
+"""
+
+_WRITERS = """
+select l.virtualtransaction, coalesce(l.pid, 0), coalesce(a.state, '')
+from pg_locks l join pg_database d on d.oid = l.database and d.datname = current_database()
+left join pg_stat_activity a using (pid)
+where l.locktype = 'relation' and l.granted
+  and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+  and (l.relation = %(oid)s::bigint::oid
+       or l.relation in (select relid::oid from pg_partition_tree(%(oid)s::bigint::oid::regclass)))
+"""
+
+
+_CHANGES: Final = (pg.UndefinedTable, pg.UndefinedColumn, pg.UndefinedObject)
+"""Errors of a table that was renamed, altered or dropped since we looked."""
+
+
+class _Closed(Exception):
+    """`close` was called."""
+
+
+class RefillReader:
+    """The thread. `put`, `answers` and `close` are for one other thread."""
+
+    def __init__(self, dsn: str, publication: str, relay: int) -> None:
+        self._dsn = dsn
+        self._publication = publication
+        self._relay = relay
+        self._conn: psycopg.Connection[Any] | None = None
+        self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Look | Exception] = queue.SimpleQueue()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._number = 0
+        self._unsure: int | None = None
+        """The piece whose transaction is not known to have ended."""
+        self.pieces: dict[int, Piece] = {}
+        """By number: those whose message may be in the stream. Whoever meets the message takes its piece out."""
+        self.waits_for = ""
+        """What holds up the order at hand, for people; empty when nothing does."""
+        self.wakeup_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        """Readable when there are answers."""
+
+    def put(self, order: Order) -> None:
+        """Ask for one thing; the one before must have been answered."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="refill", daemon=True)
+            self._thread.start()
+        self._orders.put(order)
+
+    def answers(self) -> Iterator[Look]:
+        """What was found by now. Raises SourceError: what the thread could not do, and ended for."""
+        try:
+            os.eventfd_read(self.wakeup_fd)
+        except BlockingIOError:
+            return
+        while not self._answers.empty():
+            answer = self._answers.get()
+            if isinstance(answer, Exception):
+                raise answer
+            yield answer
+
+    def close(self) -> None:
+        """End the thread, and what it waits for."""
+        self._closed.set()
+        if self._thread is not None:
+            self._orders.put(Order(oid=0, step=Step.LOOK))
+            while self._thread.is_alive():
+                conn = self._conn
+                if conn is not None and not conn.closed:
+                    conn.cancel_safe(timeout=1.0)
+                self._thread.join(0.2)
+        os.close(self.wakeup_fd)
+
+    # --- the thread ---
+
+    def _run(self) -> None:
+        try:
+            while True:
+                order = self._orders.get()
+                self._pause(order.pause_s)
+                self._serve(order)
+        except _Closed:
+            pass
+        except Exception as error:  # noqa: BLE001 - `answers` raises it in the other thread
+            self._answer(error)
+        finally:
+            if self._conn is not None:
+                self._conn.close()
+
+    def _answer(self, answer: Look | Exception) -> None:
+        self._answers.put(answer)
+        os.eventfd_write(self.wakeup_fd, 1)
+
+    def _pause(self, seconds: float) -> None:
+        if self._closed.wait(seconds) or self._closed.is_set():
+            raise _Closed
+
+    def _serve(self, order: Order) -> None:
+        """Until it is done: a lost connection, a lock that is held, a table that changes under our hands pass by."""
+        pause_s = 0.05
+        while True:
+            self._unsure = None
+            try:
+                if self._conn is None or self._conn.closed:
+                    self._conn = self._connect()
+                with translated():
+                    self._do(self._conn, order)
+            except SourceError as error:
+                self._pause(0)  # `close` cancels
+                if not isinstance(error, SourceUnavailable) and not isinstance(error.__cause__, _CHANGES):
+                    raise
+                self.waits_for = error.message
+            else:
+                self.waits_for = ""
+                return
+            if self._was_met():
+                return
+            self._pause(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _was_met(self) -> bool:
+        """After an error: whether the piece's message is in the stream all the same, because only the answer to its
+        commit was lost, and has been met there. If not, it counts for nothing."""
+        return self._unsure is not None and self.pieces.pop(self._unsure, None) is None
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        conn = connect(self._dsn, application_name="headrace-refill")
+        with translated():
+            # local: the message must be streamed, which needs no standby; a standby that is away would hold up everything
+            conn.execute("set synchronous_commit = local")
+            conn.execute(f"set lock_timeout = {_LOCK_TIMEOUT_MS}")
+        return conn
+
+    def _do(self, conn: psycopg.Connection[Any], order: Order) -> None:
+        oids = [order.oid]
+        if order.step is Step.LOOK:
+            oids = [oid for (oid,) in conn.execute(_ANCESTORS, {"oid": order.oid})]
+        table = self._published(conn, oids)
+        if order.step is Step.LOOK or table is None:
+            key = () if table is None else _key(conn, table)
+            relation = None if table is None else table.relation
+            self._answer(Look(order.oid, relation, key, 0 if table is None else table.rows))
+            return
+        if order.settle:
+            self._settle(conn, order.oid)
+        with conn.transaction():
+            conn.execute("set transaction isolation level repeatable read")
+            mode = "share" if order.step is Step.WHOLE else "access share"
+            self._lock(conn, table, mode)
+            snapshot = Snapshot.parse(_scalar(conn, "select pg_current_snapshot()::text"))
+            seen = self._published(conn, oids)
+            if seen is None or table_name(seen) != table_name(table):
+                raise SourceUnavailable("The table was renamed, or left the publication, at this moment")
+            piece = Piece(order=order, relation=seen.relation, key=_key(conn, seen), snapshot=snapshot)
+            self._read(conn, seen, piece)
+            self._number += 1
+            self._unsure = self._number
+            self.pieces[self._number] = piece
+            failpoints.hit("relay.refill-read")
+            note = encode_note(Note(self._relay, self._number, order.step is Step.WHOLE))
+            conn.execute("select pg_logical_emit_message(true, %s, %s::bytea)", (PREFIX, note))
+        failpoints.hit("relay.refill-committed")
+
+    def _published(self, conn: psycopg.Connection[Any], oids: list[int]) -> PublishedTable | None:
+        found = {table.relation.oid: table for table in published_tables(conn, self._publication)}
+        return next((found[oid] for oid in oids if oid in found), None)
+
+    def _lock(self, conn: psycopg.Connection[Any], table: PublishedTable, mode: str) -> None:
+        statement = sql.SQL("lock table {} in {} mode").format(table_name(table), sql.SQL(mode))
+        try:
+            conn.execute(statement)
+        except pg.InsufficientPrivilege as error:
+            right = "update" if mode == "share" else "select"
+            grant = sql.SQL("grant {} on {} to {};").format(
+                sql.SQL(right),
+                sql.Identifier(table.relation.schema, table.relation.table),
+                sql.Identifier(conn.info.user),
+            )
+            raise SourceMisconfigured(
+                "A table has to be read again, and the role may not lock it",
+                hint=grant.as_string(conn),
+                relation=table.relation.name,
+                mode=mode,
+            ) from error
+
+    def _settle(self, conn: psycopg.Connection[Any], oid: int) -> None:
+        """Wait until whatever wrote the table before this call is in every new snapshot.
+
+        A transaction holds its lock on the table until it is seen by all, also one that has committed and been streamed
+        but waits for its standby; so those that hold one now are waited for. An idle one has not committed.
+        """
+        left: set[str] | None = None
+        pause_s = 0.001
+        while True:
+            rows = conn.execute(_WRITERS, {"oid": oid}).fetchall()
+            busy = {transaction: pid for transaction, pid, state in rows if not state.startswith("idle in transaction")}
+            left = set(busy) if left is None else left & busy.keys()
+            if not left:
+                self.waits_for = ""
+                return
+            if pause_s > 0.1:
+                name = min(left)
+                self.waits_for = f"transaction {name} of process {busy[name]}, which writes the table"
+            self._pause(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _read(self, conn: psycopg.Connection[Any], table: PublishedTable, piece: Piece) -> None:
+        order = piece.order
+        if order.step is Step.WHOLE:
+            piece.spool = tempfile.TemporaryFile(prefix="headrace-refill-")  # noqa: SIM115 - closed by who reads it
+            batch: list[Row] = []
+            held = 0
+            for row, size in _rows(conn, select_rows(table)):
+                batch.append(row)
+                held += size
+                if held >= PIECE_BYTES:
+                    self._pause(0)
+                    spool_rows(piece.spool, batch)
+                    batch, held = [], 0
+            spool_rows(piece.spool, batch)
+            return
+        if order.step is not Step.ROWS or not piece.key:
+            return
+        if order.keys:
+            # a request names its values in the order of the Relation
+            given = sql.SQL(", ").join(_tuple(values) for values in order.keys)
+            condition = sql.SQL("{} in ({})").format(_columns(piece.identity), given)
+            query = select_rows(table, [condition])
+        else:
+            behind = [sql.SQL("{} > {}").format(_columns(piece.key), _tuple(order.after))] if order.after else []
+            by = sql.SQL(", ").join(map(sql.Identifier, piece.key))
+            query = sql.SQL("{} order by {} limit {}").format(select_rows(table, behind), by, sql.Literal(order.limit))
+        read = held = 0
+        for row, size in _rows(conn, query):
+            read += 1
+            held += size
+            if held <= PIECE_BYTES or not piece.rows:
+                piece.rows.append(row)
+            elif order.keys:
+                piece.left.append(key_of(piece.relation, piece.identity, row))
+        piece.more = not order.keys and (read >= order.limit or read > len(piece.rows))
+
+
+def _rows(conn: psycopg.Connection[Any], query: sql.Composed) -> Iterator[tuple[Row, int]]:
+    """Each row of a query as COPY gives it, with its size in bytes."""
+    with conn.cursor() as cursor, cursor.copy(sql.SQL("copy ({}) to stdout").format(query)) as copy:
+        while line := copy.read():
+            yield parse_copy_line(bytes(line)), len(line)
+
+
+def _scalar(conn: psycopg.Connection[Any], query: LiteralString) -> str:
+    row = conn.execute(query).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def _key(conn: psycopg.Connection[Any], table: PublishedTable) -> tuple[str, ...]:
+    """The columns by which rows are told apart, in their index' order; empty when there are none, or not all are sent."""
+    key = tuple(str(name) for (name,) in conn.execute(_KEY, (table.relation.oid,)))
+    return key if {column.name for column in table.relation.columns}.issuperset(key) else ()
+
+
+def _columns(names: Sequence[str]) -> sql.Composed:
+    return sql.SQL("({})").format(sql.SQL(", ").join(map(sql.Identifier, names)))
+
+
+def _tuple(values: Sequence[str]) -> sql.Composed:
+    return sql.SQL("({})").format(sql.SQL(", ").join(map(sql.Literal, values)))

@@ -1,0 +1,354 @@
+"""What is being refilled, how far it is, and which of the rows read are still true where they stand. Pure.
+
+    RefillRequests --Refills--> Orders for `cdc.refill_reader` ... Pieces, met in the stream --Refills--> rows to route
+
+A piece is a transaction of the stream whose rows were read before its place: a transaction that the piece's snapshot has
+not seen may stand before it. So while a table is refilled a `Tracker` keeps the keys that each transaction changed. At
+its place a piece loses every row that such a transaction changed: the stream has brought something newer. Where what it
+brought were updates that left values out, the row is asked for again by its key (docs/decisions/0010).
+
+Invariants: one piece is on its way at a time; `Refills.pending` is what a relay that goes on from here has to do.
+The router, in `fanout.router`, turns pieces into records; the thread that reads them is `fanout.relay`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from cdc.pgoutput import UNCHANGED, Delete, Entry, Insert, Row, Truncate, Update
+from cdc.refill import Look, Order, Piece, RefillRequest, Snapshot, Step, decode_note, identity_of, key_of
+from cdc.relation import Relation
+from cdc.transaction import Transaction
+from fanout.envelope import Refill
+
+_FIRST_ROWS: Final = 100
+_MOST_ROWS: Final = 1000
+_MOST_KEYS: Final = 5000
+"""More rows than these are asked for as the whole table: what is pending stands in every Progress record."""
+_MOST_TRACKED: Final = 200_000
+_REPEAT_S: Final = (0.0, 0.01, 0.05, 0.2, 1.0)
+"""Pauses before a piece is read again because transactions that it should have seen did not show."""
+
+Key = tuple[str, ...]
+
+
+class Tracker:
+    """The keys of one table that each transaction changed, since this was made."""
+
+    def __init__(self, identity: Sequence[str]) -> None:
+        """`identity`: the key's columns in the Relation's order."""
+        self._identity = tuple(identity)
+        self._changed: dict[int, dict[Key, bool] | None] = {}
+        """xid, in the order of the stream -> key -> whether replicas may lack values of the row; None: any key."""
+        self._count = 0
+
+    def note(self, xid: int, change: Insert | Entry | Update | Delete, relation: Relation) -> None:
+        """A change of the table by a transaction that has committed."""
+        keys = self._changed.setdefault(xid, {})
+        if keys is None:
+            return
+        before = len(keys)
+        try:
+            match change:
+                case Insert():
+                    keys[self._key(relation, change.new)] = False
+                case Entry():
+                    keys[self._key(relation, change.new)] = True
+                case Delete():
+                    keys[self._key(relation, change.old)] = False
+                case Update():
+                    self._note_update(keys, change, relation)
+        except KeyError:
+            self._changed[xid] = None  # the table has another key there
+        self._count += len(keys) - before
+        if self._count > _MOST_TRACKED:
+            self._changed = dict.fromkeys(self._changed)
+            self._count = 0
+
+    def _note_update(self, keys: dict[Key, bool], change: Update, relation: Relation) -> None:
+        new, old = change.new, change.old
+        if old is None:
+            key = self._key(relation, new)
+            # a row that the same transaction brought whole is whole still
+            keys[key] = change.partial and keys.get(key, True)
+            return
+        keys[self._key(relation, old)] = False
+        known = (
+            [was if value is UNCHANGED else value for value, was in zip(new, old, strict=True)] if change.partial else new
+        )
+        keys[self._key(relation, known)] = change.partial and not change.old_is_full
+
+    def note_all(self, xid: int) -> None:
+        """The transaction truncated the table."""
+        self._changed[xid] = None
+
+    def _key(self, relation: Relation, row: Row) -> Key:
+        return key_of(relation, self._identity, row)
+
+    def unseen(self, snapshot: Snapshot) -> dict[Key, bool] | None:
+        """What was changed by transactions that the snapshot has not seen; None: any key may have been.
+
+        True: what the stream brought of the row since may lack values."""
+        found: dict[Key, bool] = {}
+        for xid, keys in self._changed.items():
+            if snapshot.sees(xid):
+                continue
+            if keys is None:
+                return None
+            for key, partial in keys.items():
+                if partial:
+                    found.setdefault(key, True)
+                else:
+                    found[key] = False
+        return found
+
+    def forget(self, snapshot: Snapshot) -> None:
+        """Snapshots to come see what this one has seen."""
+        self._changed = {xid: keys for xid, keys in self._changed.items() if not snapshot.sees(xid)}
+        self._count = sum(len(keys) for keys in self._changed.values() if keys)
+
+
+class _Table(msgspec.Struct):
+    """One table's refill. `keys`: asked for by key, in order. `whole`: the table is asked for."""
+
+    oid: int
+    keys: dict[Key, None] = {}
+    whole: bool = False
+    replace: bool = False
+    begun: bool = False
+    after: Key = ()
+    read_all: bool = False
+    look: Look | None = None
+    tracker: Tracker | None = None
+    limit: int = _FIRST_ROWS
+    repeats: int = 0
+    rows: int = 0
+
+    def start_over(self) -> None:
+        """Every row again, from the first."""
+        self.begun, self.after, self.read_all, self.look, self.tracker = False, (), False, None, None
+
+    def ask_for_keys(self, keys: Iterable[Key]) -> None:
+        """Rows by key, behind those that are asked for; too many are the whole table."""
+        self.keys.update(dict.fromkeys(keys))
+        if len(self.keys) > _MOST_KEYS:
+            self.keys.clear()
+            self.whole = True
+            self.start_over()
+
+    @property
+    def done(self) -> bool:
+        return not self.keys and not self.whole
+
+
+class Progressing(msgspec.Struct, frozen=True):
+    """The refill that is at hand, for people. `table`: empty when there is none. `waiting`: tables behind it.
+    `held_up_by`: what in Postgres it waits for; empty when it goes on."""
+
+    table: str = ""
+    rows: int = 0
+    rows_estimate: int = 0
+    waiting: int = 0
+    held_up_by: str = ""
+
+
+class Refills:
+    """All refills of one run of the relay."""
+
+    def __init__(self, relay: int, pieces: dict[int, Piece], pending: Iterable[Refill] = ()) -> None:
+        """`pieces`: those that are read and not yet met, by number. `pending`: what the run before left to do."""
+        self._relay = relay
+        self._pieces = pieces
+        self._tables: dict[int, _Table] = {}
+        self._busy: int | None = None
+        """The table of the order at hand."""
+        self.tracked: dict[int, Tracker] = {}
+        """By oid; empty: `note` has nothing to do."""
+        for refill in pending:
+            table = self._tables.setdefault(refill.oid, _Table(refill.oid))
+            if refill.keys:
+                table.ask_for_keys(refill.keys)
+            else:
+                table.whole, table.replace, table.begun, table.after = True, refill.replace, refill.begun, refill.after
+
+    def ask(self, requests: Iterable[RefillRequest]) -> None:
+        """Put these behind what there is. A table that is being read already is read again from the start."""
+        for request in requests:
+            table = self._tables.setdefault(request.oid, _Table(request.oid))
+            if request.keys:
+                table.ask_for_keys(request.keys)
+            else:
+                table.whole, table.replace = True, table.replace or request.replace
+                table.start_over()
+
+    def covers(self, oid: int) -> bool:
+        """Whether the whole table is asked for: a row that replicas lack is going to come."""
+        table = self._tables.get(oid)
+        return table is not None and table.whole
+
+    def awaits(self, oid: int) -> bool:
+        """Whether any rows of the table are asked for."""
+        return oid in self._tables
+
+    def pending(self) -> list[Refill]:
+        """What is left to do, for a Progress record."""
+        found = []
+        for table in self._tables.values():
+            if table.keys:
+                found.append(Refill(table.oid, False, list(table.keys), False, ()))
+            if table.whole:
+                found.append(Refill(table.oid, table.replace, [], table.begun, table.after))
+        return found
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is to be read."""
+        return bool(self._tables)
+
+    def progress(self, held_up_by: str) -> Progressing:
+        """Where the refill at hand is."""
+        if not self._tables:
+            return Progressing()
+        table = self._tables.get(self._busy or 0) or next(iter(self._tables.values()))
+        name = table.look.relation.name if table.look and table.look.relation else str(table.oid)
+        return Progressing(name, table.rows, table.look.rows if table.look else 0, len(self._tables) - 1, held_up_by)
+
+    # --- orders ---
+
+    def next(self) -> Order | None:
+        """The next order, when none is on its way. Rows that are asked for by key come first: tenants may wait for them."""
+        if self._busy is not None or not self._tables:
+            return None
+        table = next((t for t in self._tables.values() if t.keys), None) or next(iter(self._tables.values()))
+        self._busy = table.oid
+        return self._order(table)
+
+    def _order(self, table: _Table) -> Order:
+        oid = table.oid
+        pause_s = _REPEAT_S[min(table.repeats, len(_REPEAT_S) - 1)]
+        if table.look is None or table.look.relation is None:
+            return Order(oid=oid, step=Step.LOOK, pause_s=pause_s)
+        if not table.look.key:
+            return Order(oid=oid, step=Step.WHOLE, pause_s=pause_s)
+        settle = table.tracker is None
+        if table.keys:
+            self._track(table)
+            keys = tuple(table.keys)[: table.limit]
+            return Order(oid=oid, step=Step.ROWS, keys=keys, settle=settle, pause_s=pause_s)
+        if table.replace and not table.begun:
+            return Order(oid=oid, step=Step.BEGIN)
+        if not table.read_all:
+            self._track(table)
+            return Order(oid=oid, step=Step.ROWS, after=table.after, limit=table.limit, settle=settle, pause_s=pause_s)
+        return Order(oid=oid, step=Step.END)
+
+    def _track(self, table: _Table) -> None:
+        if table.tracker is None and table.look is not None and table.look.relation is not None:
+            table.tracker = self.tracked[table.oid] = Tracker(identity_of(table.look.relation, table.look.key))
+
+    def looked(self, look: Look, *, wanted: bool) -> None:
+        """The answer to an order that put nothing into the stream. `wanted`: the table's rows go to somebody."""
+        self._busy = None
+        table = self._tables.pop(look.asked, None)
+        if table is None:
+            return
+        self.tracked.pop(look.asked, None)
+        if look.relation is None or not wanted:
+            return  # it has left the publication: nothing can be read, and a table that comes back is asked for again
+        # of a partition whose rows are published as its root's, the root is what is read
+        root = self._tables.setdefault(look.relation.oid, table)
+        if root is not table:
+            root.ask_for_keys(table.keys)
+            if table.whole:
+                root.whole, root.replace = True, root.replace or table.replace
+                root.start_over()
+        root.oid = look.relation.oid
+        root.look, root.tracker = look, None
+
+    # --- the stream ---
+
+    def note(self, transaction: Transaction, relations: dict[int, Relation]) -> None:
+        """What a transaction changes in tables that are tracked. `relations`: as of its beginning."""
+        tracked = self.tracked
+        here = dict[int, Relation]()
+        for change in transaction.changes:
+            if isinstance(change, Insert | Update | Delete | Entry):
+                tracker = tracked.get(change.relation_oid)
+                if tracker is not None:
+                    relation = here.get(change.relation_oid) or relations[change.relation_oid]
+                    tracker.note(transaction.xid, change, relation)
+            elif isinstance(change, Truncate):
+                for oid in change.relation_oids:
+                    if oid in tracked:
+                        tracked[oid].note_all(transaction.xid)
+            elif isinstance(change, Relation):
+                here[change.oid] = change
+
+    def met(self, content: bytes) -> Piece | None:
+        """The message of a piece -> the piece with those rows that are true here; None: nothing is to be done with it.
+
+        Raises MalformedMessage."""
+        note = decode_note(content)
+        piece = self._pieces.pop(note.number, None) if note.relay == self._relay else None
+        if piece is None:
+            return None
+        table = self._tables.get(self._busy or 0)
+        self._busy = None
+        if table is None or table.oid != piece.order.oid or table.look is None:
+            return None  # asked for anew meanwhile
+        if table.look.relation is not None and (piece.key, piece.identity) != (
+            table.look.key,
+            identity_of(table.look.relation, table.look.key),
+        ):
+            table.start_over()  # the table has another key now
+            self.tracked.pop(table.oid, None)
+            return None
+        match piece.order.step:
+            case Step.BEGIN:
+                table.begun = True
+            case Step.ROWS:
+                if not self._take(table, piece):
+                    return None
+            case Step.END | Step.WHOLE:
+                table.whole = False
+                if piece.order.step is Step.WHOLE:
+                    table.keys.clear()
+        if not table.replace and table.read_all and not table.keys:
+            table.whole = False
+        if table.done:
+            del self._tables[table.oid]
+            self.tracked.pop(table.oid, None)
+        return piece
+
+    def _take(self, table: _Table, piece: Piece) -> bool:
+        """Take out what is not true any more, and note how far the refill is; False: nothing of it can be used."""
+        tracker = table.tracker
+        unseen = tracker.unseen(piece.snapshot) if tracker is not None else None
+        if tracker is None or unseen is None:
+            table.repeats += 1
+            return False
+        tracker.forget(piece.snapshot)
+        identity, last = piece.identity, piece.rows[-1] if piece.rows else None
+        keyed = [(key_of(piece.relation, identity, row), row) for row in piece.rows]
+        piece.rows = [row for key, row in keyed if key not in unseen]
+        asked = piece.order.keys
+        again = [key for key in (asked or [key for key, _ in keyed]) if unseen.get(key)]
+        if asked:
+            for key in asked:
+                table.keys.pop(key, None)
+            again += piece.left
+        elif last is not None:
+            table.after = key_of(piece.relation, piece.key, last)
+        cut = bool(piece.left) or (piece.more and len(keyed) < table.limit)
+        if cut:
+            table.limit = max(1, len(keyed))
+        elif not asked or len(asked) >= table.limit:
+            table.limit = min(2 * table.limit, _MOST_ROWS)
+        table.read_all = table.read_all or not (asked or piece.more)
+        table.repeats = table.repeats + 1 if again and not piece.left else 0
+        table.rows += len(piece.rows)
+        table.ask_for_keys(again)
+        return True

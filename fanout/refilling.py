@@ -1,0 +1,57 @@
+"""Refills in the relay's loop: what the router wants -> orders for the thread that reads, and its answers. Thin: the rules
+are in `fanout.refill`, the reading in `cdc.refill_reader`, the rows' way into records in `fanout.router`.
+
+Invariant: never waits. A request made by a transaction that the log already holds with all it led to is not made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cdc import failpoints
+from cdc.refill import RefillRequest
+from cdc.refill_reader import RefillReader
+from fanout.envelope import Refill
+from fanout.refill import Progressing, Refills
+from fanout.router import Router
+
+
+class Refilling:
+    """The refills of one run of the relay. A context manager, which ends its thread."""
+
+    def __init__(self, dsn: str, publication: str, relay: int, since: int, pending: Iterable[Refill]) -> None:
+        """`pending`: what was left to do at the LSN `since`, as the log's last Progress record says."""
+        self._reader = RefillReader(dsn, publication, relay)
+        self._since = since
+        self.refills = Refills(relay, self._reader.pieces, pending)
+
+    def ask(self, wanted: list[RefillRequest], commit_lsn: int) -> None:
+        """Take out what a transaction made replicas lack."""
+        if commit_lsn >= self._since:
+            self.refills.ask(wanted)
+        wanted.clear()
+
+    def turn(self, router: Router) -> None:
+        """Note what was found, and give out the next order. Raises SourceError, TenantColumnMissing."""
+        if not self.refills.active:
+            return
+        for look in self._reader.answers():
+            self.refills.looked(look, wanted=look.relation is not None and router.wants(look.relation))
+        order = self.refills.next()
+        if order is not None:
+            failpoints.hit("relay.refill-ordered")
+            self._reader.put(order)
+
+    @property
+    def wakeup_fd(self) -> int:
+        """Readable when `turn` has something to do."""
+        return self._reader.wakeup_fd
+
+    @property
+    def progress(self) -> Progressing:
+        """For people."""
+        return self.refills.progress(self._reader.waits_for)
+
+    def close(self) -> None:
+        """End the thread; what is not done is done by the next run."""
+        self._reader.close()
