@@ -40,6 +40,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     keys: tuple[UniqueKey, ...] = ()
     published: bool = False
     published_columns: tuple[str, ...] = ()
+    generated: tuple[str, ...] = ()
+    """Generated columns, stored or virtual."""
     partitioned: bool = False
     is_partition: bool = False
     of_extension: bool = False
@@ -153,6 +155,8 @@ select c.oid::bigint, case when c.relispartition then pg_partition_root(c.oid)::
              where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped order by a.attnum),
        array(select a.attname::text from pg_attribute a
              where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attnotnull order by a.attnum),
+       array(select a.attname::text from pg_attribute a
+             where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated <> '' order by a.attnum),
        (select json_agg(json_build_array(ic.relname, i.indisprimary, i.indisreplident, k.columns) order by ic.relname)
         from pg_index i join pg_class ic on ic.oid = i.indexrelid,
         lateral (select json_agg(a.attname order by k.n) as columns, bool_and(a.attnotnull) as not_null
@@ -239,7 +243,7 @@ def read_tables(conn: psycopg.Connection[Any], publication: str) -> list[Table]:
 
 def _table(facts: list[Any], *, is_partition: bool) -> Table:
     schema, table, partitioned, identity, published, published_columns, of_extension, usage, select, hidden, *rest = facts
-    columns, not_null, keys = rest
+    columns, not_null, generated, keys = rest
     return Table(
         schema=schema,
         table=table,
@@ -249,6 +253,7 @@ def _table(facts: list[Any], *, is_partition: bool) -> Table:
         keys=tuple(UniqueKey(index, tuple(names), primary, chosen) for index, primary, chosen, names in keys or ()),
         published=published,
         published_columns=tuple(published_columns),
+        generated=tuple(generated),
         partitioned=partitioned,
         is_partition=is_partition,
         of_extension=of_extension,

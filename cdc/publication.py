@@ -87,10 +87,13 @@ def table_of(row: Sequence[Any]) -> PublishedTable:
     return PublishedTable(relation, nullable, row_filter, pages, rows, partitioned, facts)
 
 
-def create_publication(publication: str, tables: Sequence[tuple[str, str]]) -> sql.Composed:
-    """The statement that makes a publication of these (schema, table) pairs. Never FOR ALL TABLES (cases.md T30)."""
-    statement = "create publication {} for table {} with (publish_via_partition_root = true)"
-    return sql.SQL(statement).format(sql.Identifier(publication), _names(tables))
+def create_publication(publication: str, tables: Sequence[tuple[str, str]], *, server_version: int = 0) -> sql.Composed:
+    """The statement that makes a publication of these (schema, table) pairs. Never FOR ALL TABLES (cases.md T30).
+
+    `server_version`, as in server_version_num: from 180000 on stored generated columns are published too (E7)."""
+    generated = ", publish_generated_columns = stored" if server_version >= 180_000 else ""
+    statement = sql.SQL("create publication {} for table {} with (publish_via_partition_root = true{})")
+    return statement.format(sql.Identifier(publication), _names(tables), sql.SQL(generated))
 
 
 def add_tables(publication: str, tables: Sequence[tuple[str, str]]) -> sql.Composed:

@@ -103,15 +103,19 @@ def _table(table: Table, tenancy: Tenancy) -> Iterator[Finding]:
             "PostgreSQL 18 on: `alter publication ... set (publish_generated_columns = stored);`"
         )
         yield error(check, f"The publication does not send {', '.join(unsent)}", fix)
+    elif unsent := sorted(set(table.generated).difference(table.published_columns)) if table.published else []:
+        bad = True
+        fix = (
+            "Stored ones are sent from PostgreSQL 18 on: `alter publication ... set (publish_generated_columns = stored);`. "
+            "Others have to be computed by the query, or be plain columns that a trigger fills."
+        )
+        yield warning(check, f"Replicas are without its generated columns {', '.join(unsent)}", fix)
     if misfit := _misfits(table, tenant):
         bad = True
         yield error(check, misfit, " ".join(identity_statements(table, tenant)))
-    elif table.partitioned and table.identity is not ReplicaIdentity.DEFAULT:
+    elif table.partitioned and table.published:
         bad = True
-        fix = (
-            "alter table ... replica identity full; -- for each, before its first row; or have the tenant in the primary key"
-        )
-        yield warning(check, "Partitions that are made later do not get the table's replica identity by themselves", fix)
+        yield _partitioned(check, table)
     rule = tenancy.rule_for(table.schema, table.table)
     if rule is not None and tenant is not None and tenant not in table.not_null and rule.on_null == "stop":
         bad = True
@@ -130,6 +134,22 @@ def _table(table: Table, tenancy: Tenancy) -> Iterator[Finding]:
     if not bad:
         kind = table.identity.name.lower()
         yield ok(check, f"tenant in {tenant}, identity {kind}" if tenant else f"identity {kind}")
+
+
+def _partitioned(check: str, table: Table) -> Finding:
+    name = identifier(table.schema, table.table)
+    message = "Postgres does not tell when a partition is truncated, or comes or goes with its rows"
+    fix = (
+        f"`truncate {name};` or DELETE in place of `truncate` of a partition; attach and detach empty ones, or run "
+        "`headrace relay --new-generation` afterwards."
+    )
+    if table.identity is not ReplicaIdentity.DEFAULT:
+        message = f"Partitions that are made later do not get the table's replica identity by themselves. {message}"
+        fix = (
+            "alter table ... replica identity full; -- for each, before its first row; or have the tenant in the primary "
+            f"key. {fix}"
+        )
+    return warning(check, message, fix)
 
 
 def _unsent(table: Table, tenant: str | None) -> list[str]:

@@ -206,7 +206,8 @@ def _steps(conn: psycopg.Connection[tuple[object, ...]], config: Config, *, iden
     found = find_publication(conn, name)
     if found is None:
         tables = [(table.schema, table.table) for table in wanted]
-        return [*steps, Step(create_publication(name, tables).as_string(conn))]
+        made = create_publication(name, tables, server_version=conn.info.server_version)
+        return [*steps, Step(made.as_string(conn))]
     new = [(table.schema, table.table) for table in wanted if not table.published]
     if new and not found.all_tables:
         streamed = inspect_slot(conn, config.source.slot).state is not SlotState.MISSING

@@ -10,6 +10,7 @@ import pytest
 from cdc.inspection import Table, UniqueKey, read_tables
 from cdc.pgoutput import Delete, decode
 from cdc.preflight import Finding, Severity
+from cdc.publication import create_publication
 from cdc.relation import Relation, ReplicaIdentity
 from fanout.errors import IdentityUnfit, RouteError, TenantColumnMissing
 from fanout.preflight import identity_statements, require_fit, table_findings, wanted_tables
@@ -282,3 +283,29 @@ def test_a_publication_is_asked_for_what_the_rules_take() -> None:
     ]
     rules = [Rule(table="public.ignored", ignore=True), BY_TENANT]
     assert [found.name for found in wanted_tables(Tenancy(rules), tables)] == ["public.t", "public.chosen"]
+
+
+def test_columns_and_partitions_that_postgres_does_not_tell_of() -> None:
+    """E7, T25: generated columns that are not sent are named, and that a partition comes, goes or is truncated unseen."""
+    columns = ("tenant", "id", "sum", "label")
+    generated = {"columns": columns, "generated": ("sum", "label")}
+    (finding,) = amiss([BY_TENANT], table("public.t", published_columns=("tenant", "id", "sum"), **generated))
+    assert "label" in finding.message
+    assert "sum" not in finding.message
+    assert "publish_generated_columns" in finding.fix
+    assert amiss([BY_TENANT], table("public.t", published_columns=columns, **generated)) == []
+    (finding,) = amiss([BY_TENANT], table("public.t", partitioned=True))
+    assert (finding.severity, 'truncate "public"."t"' in finding.fix) == (Severity.WARNING, True)
+
+
+@pytest.mark.every_postgres
+def test_generated_columns_are_read_and_published_where_they_can_be(database: Database) -> None:
+    """E7: PostgreSQL 18 sends stored generated columns of a publication that setup has made; 15 sends none."""
+    conn = database.connect()
+    generated = "twice int generated always as (id * 2) stored"
+    conn.execute(f"create table t (tenant text, id int, {generated}, primary key (tenant, id))".encode())
+    conn.execute(create_publication("p", [("public", "t")], server_version=conn.info.server_version))
+    (found,) = read_tables(conn, "p")
+    sent = ("twice",) if conn.info.server_version >= 180_000 else ()
+    assert (found.generated, found.published_columns) == (("twice",), ("tenant", "id", *sent))
+    assert len(amiss([BY_TENANT], found)) == 1 - len(sent)
