@@ -248,6 +248,24 @@ def test_a_large_row(database: Database, start: Start) -> None:
         assert running.query("x", "select id, length(big) from t order by id") == [(1, 5), (3, 5), (4, 20_000_000)]
 
 
+def test_a_value_of_100_mb(database: Database, tmp_path: Path) -> None:
+    """T29: it comes through a log whose records may be that large; an update of its neighbour leaves it as it is."""
+    database.connect().execute("""
+        create table t (tenant text, id int, note text, big text, primary key (tenant, id));
+        alter table t alter big set storage external; create publication headrace for table t
+    """)
+    log = LogConfig(path=str(tmp_path / "log"), partitions=1, max_record_bytes=128 << 20)
+    with Running(database, log, tmp_path / "replicas", BY_COLUMN) as running:
+        running.settle()
+        running.conn.execute("insert into t values ('x', 1, 'streamed', repeat('0123456789', 10000000))")
+        running.conn.execute("update t set note = 'changed'")
+        running.settle()
+        ends = "substr(big, 1, 12), substr(big, -12)"
+        assert running.query("x", f"select note, length(big), {ends} from t") == [
+            ("changed", 100_000_000, "012345678901", "890123456789")
+        ]
+
+
 def test_a_large_transaction_is_never_half_visible(database: Database, start: Start, tmp_path: Path) -> None:
     """Cut into many chunks for several tenants and the shared replica, it shows at once in each, or not at all."""
     database.connect().execute("""
