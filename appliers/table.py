@@ -218,7 +218,9 @@ class Plan:
     @cached_property
     def delete_one(self) -> str:
         """One row equal in every column, for a table without a key; parameters are the whole row."""
-        match = " and ".join(f"{quote(name)} is {self._bind(number)}" for number, name in enumerate(self.names))
+        # as one row value: SQLite takes no expression of more than a thousand terms
+        values = ", ".join(map(self._bind, range(len(self.names))))
+        match = f"({', '.join(map(quote, self.names))}) is ({values})"
         name = quote(self.name)
         taken = {column.lower() for column in self.names}
         rowid = next((alias for alias in ("rowid", "_rowid_", "oid") if alias not in taken), None)

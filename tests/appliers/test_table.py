@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import apsw
 import msgspec
 import pytest
@@ -125,3 +127,14 @@ def test_a_table_whose_rows_sqlite_cannot_name_is_refused_with_the_fix() -> None
     with pytest.raises(SchemaDrift) as caught:
         _ = plan(odd).delete_one
     assert "primary key" in caught.value.hint
+
+
+def test_a_table_as_wide_as_postgres_allows() -> None:
+    """1,600 columns without a key: a row is written, and found again by all its values."""
+    wide = relation("wide", [(f"c{number}", TEXT) for number in range(1600)], (), ReplicaIdentity.FULL)
+    made, conn = plan(wide), apsw.Connection(":memory:")
+    conn.execute(made.create_table("wide"))
+    row: list[Any] = [str(number) for number in range(1599)] + [None]
+    conn.executemany(made.upsert, [row, row, [*row[:-1], "other"]])
+    conn.execute(made.delete_one, row)
+    assert conn.execute("select count(*), count(c1599) from wide").fetchone() == (2, 1)
