@@ -17,7 +17,7 @@ from appliers.place import SHARED_FILE, replica_path
 from appliers.worker import Held, Worker, WorkerOptions, WorkerStatus
 from cdc.lsn import parse_lsn
 from fanout.log import LogConfig, open_reader, open_writer
-from fanout.relay import Relay, RelayOptions
+from fanout.relay import Relay, RelayOptions, RelayStatus
 from fanout.resume import read_tail
 from fanout.tenancy import Rule, Tenancy
 from tests.conftest import Database
@@ -146,6 +146,11 @@ class Running:
     def held(self) -> list[Held]:
         """Tenants that wait for values."""
         return self._status.held
+
+    @property
+    def relay_status(self) -> RelayStatus:
+        """What the relay tells about itself."""
+        return self._relay.status
 
     @property
     def quarantined(self) -> int:
