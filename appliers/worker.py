@@ -12,14 +12,19 @@ a broker that is down) ends `run` with an error to retry, at a state from which 
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import structlog
 
 from appliers import replica as replica_module
 from appliers.apply import Numbered, Replica
+from appliers.backlog import Backlog
 from appliers.barrier import Barrier
 from appliers.catalog import Catalog
 from appliers.checkpoint import Checkpointer
@@ -44,6 +49,9 @@ log = structlog.get_logger("applier")
 
 _SHARED_KEY = SHARED_NAME.encode()
 
+_SLICE_BYTES: Final = 4 << 20
+"""How much of one tenant's records is decoded at once, which takes about five times that."""
+
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Where the replicas are and how much is done at once."""
@@ -56,6 +64,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     barrier_interval_s: float = 5.0
     status_interval_s: float = 1.0
     checkpoint_pages: int = 1000
+    open_transactions: int = 500
+    """Most tenants that may have a part of a large transaction in their replica, open; others' waits on disk."""
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -118,6 +128,8 @@ class Worker:
         self._barrier = Barrier(options.root, reader.wake)
         self._pool = Pool(options.warm_replicas, self._open_replica, self._closing)
         self._unfinished: set[str] = set()
+        self._backlog = Backlog(options.root)
+        self._most_open = min(options.open_transactions, options.warm_replicas)
         self._truncates = Truncates()
         self._dirty = False
         self._untold = False
@@ -153,6 +165,7 @@ class Worker:
             self._finish()
         finally:
             self._pool.close()
+            self._backlog.close()
             self._barrier.close()
             self._checkpointer.close()
             self._state.close()
@@ -224,11 +237,17 @@ class Worker:
             shared = key == _SHARED_KEY
             tenant = SHARED_TENANT if shared else key.decode()
             name = SHARED_NAME if shared else tenant
+            full = len(self._unfinished) >= self._most_open
+            if name in self._backlog or (full and name not in self._unfinished and name != SHARED_NAME):
+                self._apply_what_is_whole(name, records)
+            else:
+                self._apply_to(name, records)
+
+    def _apply_to(self, name: str, records: Sequence[Record]) -> None:
+        """One tenant's records, some megabytes of them at a time: decoded they take many times that."""
+        for numbered in self._slices(records):
             if name in self._quarantined:
-                self.status.passed_over += len(records)
-                continue
-            numbered = [Numbered(r.partition, r.offset, body) for r in records if (body := self._changes(r)) is not None]
-            if not numbered:
+                self.status.passed_over += len(numbered)
                 continue
             rows = self._guarded(name, numbered)
             self.status.rows += rows
@@ -236,6 +255,47 @@ class Worker:
             if committed and rows:
                 self._lags.append(time.time() * 1000 - committed / 1000)
             failpoints.hit("applier.3-some-applied")
+
+    def _slices(self, records: Sequence[Record]) -> Iterator[list[Numbered]]:
+        numbered: list[Numbered] = []
+        size = 0
+        for record in records:
+            body = self._changes(record)
+            if body is None:
+                continue
+            numbered.append(Numbered(record.partition, record.offset, body))
+            size += len(record.value)
+            if size > _SLICE_BYTES:
+                yield numbered
+                numbered, size = [], 0
+        if numbered:
+            yield numbered
+
+    def _apply_what_is_whole(self, name: str, records: Sequence[Record]) -> None:
+        """Enough replicas have an open transaction: what would open another one waits until it is whole."""
+        count = len(records)
+        while count and not self._is_end(records[count - 1]):
+            count -= 1
+        whole, rest = records[:count], records[count:]
+        if name not in self._backlog:
+            self._apply_to(name, whole)
+        elif whole:
+            self._backlog.put(name, whole)
+            self._catch_up(name)
+        if rest and name not in self._quarantined:
+            self._backlog.put(name, rest)
+
+    def _is_end(self, record: Record) -> bool:
+        body = self._changes(record)
+        return body is None or body.last
+
+    def _catch_up(self, name: str) -> None:
+        """Apply what was put aside for a tenant, with the truncates that stood between."""
+        for records in self._backlog.take(name, _SLICE_BYTES):
+            truncates = [truncate.offset for truncate in self._truncates.of(records[0].partition)]
+            cuts = [0, *(bisect_left(records, offset, key=attrgetter("offset")) for offset in truncates), len(records)]
+            for first, end in pairwise(cuts):
+                self._apply_to(name, records[first:end])
 
     def _changes(self, record: Record) -> Changes | None:
         """A record's changes; None when they are of a generation that is over. Raises EnvelopeUnknown, LogTrimmed."""
@@ -262,7 +322,8 @@ class Worker:
         try:
             replica = self._pool.get(name)
             for truncate in self._truncates.of(records[0].partition):
-                replica.truncate(*truncate)
+                if truncate.offset < records[0].offset:
+                    replica.truncate(*truncate)
             midway = bool(replica.open_offsets)
             try:
                 rows = replica.apply(records, ready=ready)
@@ -301,6 +362,7 @@ class Worker:
     def _quarantine(self, name: str, record: Numbered, error: TenantError) -> None:
         self._pool.discard(name)
         self._unfinished.discard(name)
+        self._backlog.discard(name)
         entry = Quarantined(
             name,
             record.partition,
@@ -336,10 +398,16 @@ class Worker:
                 for name in self._names_of_all():  # at once: its next rows may come with another partition
                     self._act(name, record, lambda r: r.truncate(body, record.partition, record.offset))
             case Close():
+                taken = self._truncates.of(record.partition)
+                for name in self._backlog.names(record.partition):  # one at a time, to its end
+                    self._catch_up(name)
+                    self._act(name, record, lambda r: finish(r, taken, body))
                 if noted := self._truncates.end(body, record.partition):
                     self._each_replica(record, lambda r: finish(r, noted, body))
             case CopyBegin(generation):
                 self._truncates.forget(record.partition)
+                for name in self._backlog.names(record.partition):
+                    self._backlog.discard(name)
                 if generation > partition.generation:
                     partition.generation, partition.ready = generation, False
                     partition.lsn = partition.time_us = 0  # LSNs of two generations do not compare
@@ -448,6 +516,7 @@ class Worker:
         opened: dict[int, int] = {}
         places = [place for name in self._unfinished for place in self._pool.get(name).open_offsets.items()]
         places += self._truncates.first_offsets()
+        places += self._backlog.first_offsets()
         for partition, offset in places:
             opened[partition] = min(offset, opened.get(partition, offset))
         for partition, state in self._partitions.items():
@@ -518,4 +587,4 @@ def _reached(at: Progress | PartitionState) -> tuple[int, int]:
     return at.generation, at.lsn
 
 
-_NOTHING = Changes(0, 0, 0, True, 0, 0, 0, [])
+_NOTHING: Final = Changes(0, 0, 0, True, 0, 0, 0, [])

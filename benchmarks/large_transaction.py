@@ -195,8 +195,8 @@ class _Watcher:
                 for pair in (kept, gone):
                     self._look(path, pair)
             if self._status.exists():
-                status = json.loads(self._status.read_bytes()).get("status") or {}
-                self.spilled_bytes = max(self.spilled_bytes, status.get("spilled_bytes", 0))
+                told = json.loads(self._status.read_bytes()).get("spilled_bytes", 0)
+                self.spilled_bytes = max(self.spilled_bytes, told)
 
     def _look(self, path: Path, pair: tuple[int, int]) -> None:
         if not path.exists():

@@ -63,7 +63,8 @@ class ReplicasConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     path: str = ".headrace/replicas"
     """The directory. One applier (`--share`) writes each partition in it."""
     warm: Count = 2000
-    """Replicas kept open for writing by one applier: three file descriptors and about 100 KB each."""
+    """Replicas kept open for writing by one applier: three file descriptors (fewer replicas where `ulimit -Hn` allows
+    fewer files) and about 100 KB each."""
 
 
 class ApplyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -6,10 +6,13 @@ replicas know; any other ends the process with the error's own words. SIGTERM an
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
+import resource
 import select
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +33,7 @@ from headrace.status_file import StatusFile
 log = structlog.get_logger("headrace")
 
 _FIRST_PAUSE_S = 0.5
+_FILES_A_REPLICA, _OTHER_FILES, _FEWEST_WARM = 3, 256, 16
 
 
 class Stage(Protocol):
@@ -145,6 +149,15 @@ def run_relay(config: Config, *, new_generation: bool = False) -> None:
     Runner(config.run.retry_s, status_file).run(attempt)
 
 
+def allow_files() -> int:
+    """Let this process open as many files as the system's hard limit says, and answer how many that is."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # no limit is more than some systems take
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return allowed if allowed != resource.RLIM_INFINITY else sys.maxsize
+
+
 def run_applier(config: Config, share: Share) -> None:
     """One applier, until a signal. Raises HeadraceError."""
     name = f"applier-{share.number}of{share.count}"
@@ -152,7 +165,7 @@ def run_applier(config: Config, share: Share) -> None:
     options = WorkerOptions(
         root=Path(config.replicas.path),
         overrides=config.overrides(),
-        warm_replicas=config.replicas.warm,
+        warm_replicas=max(_FEWEST_WARM, min(config.replicas.warm, (allow_files() - _OTHER_FILES) // _FILES_A_REPLICA)),
         batch_records=config.apply.batch_records,
         batch_bytes=config.apply.batch_bytes,
         barrier_interval_s=config.apply.barrier_interval_s,

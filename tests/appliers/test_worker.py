@@ -73,10 +73,14 @@ class Fleet:
                     assert writer.broadcast(envelope.encode(record))
             writer.commit()
 
-    def work(self, partitions: Iterable[int] = range(PARTITIONS), *, batch: int = 20_000, warm: int = 100) -> WorkerStatus:
-        """Run a worker until it has applied all that the log holds now."""
+    def work(
+        self, partitions: Iterable[int] = range(PARTITIONS), *, batch: int = 20_000, warm: int = 100, open_: int = 500
+    ) -> WorkerStatus:
+        """Run a worker until it has applied all that the log holds now. `open_`: as `open_transactions`."""
         owned = list(partitions)
-        options = WorkerOptions(root=self.root, batch_records=batch, warm_replicas=warm, status_interval_s=0.0)
+        options = WorkerOptions(
+            root=self.root, batch_records=batch, warm_replicas=warm, status_interval_s=0.0, open_transactions=open_
+        )
         with open_reader(self.config) as reader:
             ends = reader.extents(owned)
 
@@ -504,3 +508,80 @@ def test_a_truncate_opens_few_replicas_at_a_time(fleet: Fleet) -> None:
 
 def insert_note(lsn: int) -> Changes:
     return changes(lsn, run(Op.UPSERT, KEYLESS, ["1", "n", None]))
+
+
+@pytest.mark.parametrize("open_", [0, 2, 500])
+@pytest.mark.parametrize("batch", [1, 7, 20_000])
+def test_a_transaction_of_more_tenants_than_may_be_open(tmp_path: Path, open_: int, batch: int) -> None:
+    """However few replicas may hold a part of a large transaction open (of others the records wait on disk), and wherever
+    it is stopped, the result is the same: whole transactions in order, truncates in their place, a dead relay's left out."""
+    fleet = Fleet(tmp_path)
+    tenants = [f"t{number}" for number in range(8)]
+    fleet.write(*begin(), *end(), *((tenant, insert(6, 1)) for tenant in tenants[:4]))
+
+    def chunks(lsn: int, first_id: int, count: int, *, of: int = 0, last: bool = True, relay: int = 1) -> None:
+        for chunk in range(count):
+            for tenant in tenants:
+                body = insert(lsn, first_id + chunk, chunk=of + chunk, last=last and chunk == count - 1)
+                body.relay = relay
+                fleet.write((tenant, body))
+
+    chunks(10, 100, 2, last=False)
+    fleet.work(batch=batch, open_=open_)
+    assert [fleet.ids(tenant) for tenant in tenants[:4]] == [[1]] * 4
+    assert fleet.saved("t0").offset <= fleet.saved("t7").offset
+    chunks(10, 102, 2, of=2)
+    fleet.write(progress(11))
+    fleet.work(batch=batch, open_=open_)
+    assert [fleet.ids(tenant) for tenant in tenants[:5]] == [[1, 100, 101, 102, 103]] * 4 + [[100, 101, 102, 103]]
+    fleet.write(("t5", insert(11, 5)))
+    # truncated in the midst, for those too that have no rows after it; and by who has rows before it only
+    chunks(12, 200, 2, last=False)
+    fleet.write(truncate(12))
+    for tenant in tenants[:6]:
+        fleet.write((tenant, insert(12, 300, chunk=2, last=False)))
+    fleet.work(batch=batch, open_=open_)
+    assert fleet.ids("t5") == [5, 100, 101, 102, 103]
+    fleet.write(Close(1, 12, 1, 0), ("t1", insert(13, 13)))
+    fleet.work(batch=batch, open_=open_)
+    assert [fleet.ids(tenant) for tenant in tenants] == [[300], [13, 300], *[[300]] * 4, [], []]
+    # a relay dies in the midst, and its successor begins again, with other chunks
+    chunks(14, 400, 3, last=False)
+    fleet.work(batch=batch, open_=open_)
+    chunks(14, 400, 5, relay=2)
+    fleet.write(progress(15))
+    status = fleet.work(batch=batch, open_=open_)
+    assert fleet.ids("t0") == [300, 400, 401, 402, 403, 404]
+    assert fleet.ids("t7") == [400, 401, 402, 403, 404]
+    assert status.quarantined == 0
+    assert [path.name for path in fleet.root.glob("tmp*")] == []
+
+
+def test_a_large_transaction_keeps_few_replicas_open(tmp_path: Path) -> None:
+    """T13, R10: of a transaction's tenants no more than allowed are open at once, whatever `warm_replicas` says, and all
+    are read again from its first chunk after a stop."""
+    fleet = Fleet(tmp_path)
+    fleet.write(*begin(), *end())
+    tenants = [f"t{number}" for number in range(60)]
+    for chunk in range(2):
+        fleet.write(*((tenant, insert(10, chunk, chunk=chunk, last=False)) for tenant in tenants))
+    before = fleet.saved("t0").offset
+    assert fleet.work(warm=12, open_=10).warm <= 12
+    assert fleet.saved("t59").offset > before
+    fleet.write(*((tenant, insert(10, 2, chunk=2)) for tenant in tenants))
+    assert fleet.work(warm=5, open_=10).warm <= 5
+    assert [fleet.ids(tenant) for tenant in tenants] == [[0, 1, 2]] * 60
+
+
+def test_a_tenant_that_waits_and_cannot_be_applied_stops_alone(tmp_path: Path) -> None:
+    """What waited on disk is quarantined like anything else, and others go on."""
+    fleet = Fleet(tmp_path)
+    fleet.write(*begin(), *end(), *((tenant, insert(6, 1)) for tenant in ("good", "bad")))
+    fleet.work()
+    with sqlite3.connect(replica_path(fleet.root, "bad", PARTITIONS)) as conn:
+        conn.execute("create trigger no before insert on items begin select raise(abort, 'no'); end")
+    for chunk in range(3):
+        fleet.write(*((tenant, insert(10, 10 + chunk, chunk=chunk, last=chunk == 2)) for tenant in ("bad", "good")))
+    status = fleet.work(open_=0, batch=1)
+    assert status.quarantined == 1
+    assert (fleet.ids("good"), fleet.ids("bad")) == ([1, 10, 11, 12], [1])

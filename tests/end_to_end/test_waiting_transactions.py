@@ -99,7 +99,7 @@ def test_a_long_replay_keeps_the_connection(database: Database, tmp_path: Path) 
     conn.execute(f"alter database {database.name} set wal_sender_timeout = '2500ms'".encode())
     with running(database, tmp_path, spill_memory_bytes=100_000, part_bytes=20_000) as pipeline:
         pipeline.settle()
-        backend = inspect_slot(conn, database.name).active_pid
+        backend = wait_until(lambda: inspect_slot(conn, database.name).active_pid, "the relay streams")
         conn.execute(fill(1, 240_000))
         pipeline.settle()
         assert counts(pipeline) == [80_000] * 3
