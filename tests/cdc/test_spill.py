@@ -46,7 +46,7 @@ def test_what_is_held_comes_back(parts: list[tuple[int, int, int]], aborted: set
 
 
 def test_the_largest_goes_to_disk(tmp_path: Path) -> None:
-    """Beyond the budget the largest is written out, the others stay; no file is seen, or left, in the directory."""
+    """T13: beyond the budget the largest is written out, the others stay; no file is seen, or left, in the directory."""
     directory = tmp_path / "made" / "when needed"
     area = SpillArea(directory, memory_bytes=100_000)
     small, large = area.open(1, streamed=False), area.open(2, streamed=False)

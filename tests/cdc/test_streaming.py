@@ -139,8 +139,8 @@ def ids(changes: list[Change]) -> list[int]:
 
 
 def test_several_at_once(database: Database, live: Callable[..., Live]) -> None:
-    """T6: transactions whose blocks alternate, the first begun the last to commit, come out in the order of their commits;
-    one that is rolled back does not, and small ones pass between."""
+    """T6, T13: transactions whose blocks alternate, the first begun the last to commit, come out in the order of their
+    commits; one that is rolled back does not, and small ones pass between."""
     reading = live()
     conns = [database.connect(autocommit=False) for _ in range(3)]
     for round_ in range(3):

@@ -183,7 +183,8 @@ def test_the_schema_changes_while_rows_stream(database: Database, start: Start) 
 
 @pytest.mark.every_postgres
 def test_any_name(database: Database, start: Start) -> None:
-    """Quoted and reserved names of schemas, tables, columns, indexes and tenants come through as they are (T33)."""
+    """Quoted and reserved names of schemas, tables, columns, indexes and tenants come through as they are, and
+    queries use the indexes (T33, R13)."""
     database.connect().execute("""
         create schema "Quoted_"" . Schema";
         create table "Quoted_"" . Schema"."select" (
