@@ -96,8 +96,8 @@ def test_every_change_under_every_identity(database: Database, tmp_path: Path, h
 @pytest.mark.usefixtures("identities")
 @pytest.mark.parametrize("how", HOW)
 def test_the_identity_changes_while_rows_stream(database: Database, tmp_path: Path, how: str) -> None:
-    """T17, T23: FULL to DEFAULT and back, to an index, and to NOTHING, between the rows of one transaction too: what an old row
-    leaves out is never taken for NULL."""
+    """T17, T23: FULL to DEFAULT and back, to an index, and to NOTHING, between the rows of one transaction too: what an old
+    row leaves out is never taken for NULL."""
     order = ["d full", "d default", "f default", "f full", "d nothing", "d full", "f nothing", "f full", "i full"]
     order += ["i using index i_tenant_code_key", "k nothing", "k full"]
     steps: list[str] = []
