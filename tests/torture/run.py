@@ -40,11 +40,11 @@ SETTLE_S: Final = 300.0
 
 def toml(rules: list[Rule]) -> str:
     """The rules as a configuration has them."""
-    return "".join(
-        f"\n[[tenancy]]\ntable = {_string(rule.table)}\n"
-        + (f"column = {_string(rule.column)}\n" if rule.column else "shared = true\n")
-        for rule in rules
-    )
+    lines = []
+    for rule in rules:
+        lines += ["", "[[tenancy]]", f"table = {_string(rule.table)}", f"on_null = {_string(rule.on_null)}"]
+        lines.append(f"column = {_string(rule.column)}" if rule.column else "shared = true")
+    return "\n".join(lines)
 
 
 def _string(text: str) -> str:
@@ -163,13 +163,17 @@ class Torture:
         return self.pipeline.applier(name, failpoint=failpoint)
 
     def _disturb(self, name: str) -> None:
-        """Kill a process now, or at a point that it comes to, or have it stopped or ended in order."""
+        """Kill a process now, or at a point that it comes to, or stop it, end it in order, or cut its connection."""
         pick, stage = self._pick, self._stages[name]
-        what = pick.choice(["kill", "kill", "kill", "point", "point", "point", "point", "pause", "end"])
+        what = pick.choice(["kill"] * 4 + ["point"] * 5 + ["pause", "end", "cut"])
         if what == "pause":
             stage.signal(signal.SIGSTOP)
             time.sleep(pick.uniform(0.1, 1.0))
             stage.signal(signal.SIGCONT)
+            return
+        if what == "cut":
+            pid = self.pipeline.walsender_pid()
+            self.pipeline.conn.execute("select pg_terminate_backend(%s)", [pid])
             return
         if what == "end" and name not in self._armed:
             stage.signal(signal.SIGTERM)

@@ -292,19 +292,20 @@ def census_triggers(table: Table) -> list[str]:
     into = f"insert into public.{census} ({'tenant, ' if table.tenant else ''}tbl, rows, weight)"
     of = f"{quote(table.tenant)}::text, " if table.tenant else ""
     group = "group by 1" if table.tenant else ""
+    known = f" and {quote(table.tenant)}::text is not null" if table.tenant else ""
     function = f"{quote(table.schema)}.{quote('census of ' + table.name)}"
     body = f"""
 create or replace function {function}() returns trigger language plpgsql as $$
 begin
     if tg_op = 'INSERT' then
-        {into} select {of}tg_relid, count(*), coalesce(sum(w), 0) from came {group} having count(*) > 0;
+        {into} select {of}tg_relid, count(*), coalesce(sum(w), 0) from came {group} having count(*) > 0{known};
     elsif tg_op = 'DELETE' then
-        {into} select {of}tg_relid, -count(*), -sum(w) from gone {group} having count(*) > 0;
+        {into} select {of}tg_relid, -count(*), -sum(w) from gone {group} having count(*) > 0{known};
     elsif tg_op = 'UPDATE' then
         {into} select {"tenant, " if table.tenant else ""}tg_relid, sum(r), sum(w) from (
             select {of.replace("::text,", "::text as tenant,")}1 r, w from came
             union all select {of}-1, -w from gone
-        ) _ {group} having sum(r) <> 0 or sum(w) <> 0;
+        ) _ {group} having (sum(r) <> 0 or sum(w) <> 0){" and tenant is not null" if table.tenant else ""};
     else
         {into} select {"tenant, " if table.tenant else ""}tg_relid, -sum(rows), -sum(weight)
             from public.{census} where tbl = tg_relid {group} having sum(rows) <> 0 or sum(weight) <> 0;
