@@ -16,6 +16,7 @@ from tests.torture.schema import (
     MADE,
     NAMES,
     Column,
+    Key,
     Schema,
     Table,
     census_of_rows,
@@ -24,29 +25,38 @@ from tests.torture.schema import (
     random_index,
 )
 from tests.torture.statements import Statements, Step, Transaction
-from tests.torture.values import LARGE_KINDS, PLAIN, Kind
+from tests.torture.values import KEYS, LARGE_KINDS, PLAIN, Kind
 
 WEIGHTS: Final = {
     "add_column": 10,
     "add_column_with_default": 8,
     "drop_column": 7,
+    "drop_and_add": 2,
     "rename_column": 6,
     "swap_names": 3,
     "retype": 6,
     "widen": 4,
     "create_index": 6,
     "drop_index": 4,
+    "rename_index": 2,
+    "index_concurrently": 2,
     "change_identity": 3,
+    "change_key": 3,
+    "add_label": 1,
+    "rename_label": 1,
     "create_table": 3,
     "drop_table": 2,
     "create_again": 2,
     "rename_table": 2,
+    "exchange_tables": 1,
     "leave_publication": 2,
     "join_publication": 4,
     "detach_partition": 2,
     "attach_partition": 4,
 }
 """Kind of change -> how often it is chosen."""
+CONCURRENTLY: Final = "index_concurrently"
+"""The kind that is no part of a transaction."""
 SWITCHED_ON: Final[tuple[str, ...]] = ()
 """The kinds that a torture run has."""
 
@@ -86,14 +96,17 @@ class Changes:
         self._pick = pick
         self._statements = statements
         self._number = 0
-        self._kinds: list[Callable[[], list[Step]]] = [getattr(self, f"_{name}") for name in kinds]
-        self._weights = [WEIGHTS[name] for name in kinds]
+        self._kinds: list[Callable[[], list[Step]]] = [getattr(self, f"_{name}") for name in kinds if name != CONCURRENTLY]
+        self._weights = [WEIGHTS[name] for name in kinds if name != CONCURRENTLY]
+        self._concurrently = WEIGHTS[CONCURRENTLY] / sum(WEIGHTS.values()) if CONCURRENTLY in kinds else 0.0
 
     def transaction(self) -> Transaction:
         """The next one. It is to be run before another is asked for."""
         pick = self._pick
         self._schema = copy.deepcopy(self._live)
         self._statements.schema = self._schema
+        if pick.random() < self._concurrently:
+            return Transaction(self._index_concurrently(), "", whole=True, then=self._install)
         steps: list[Step] = []
         for _ in range(pick.choice([1, 1, 1, 2, 3, 5])):
             if pick.random() < 0.1:
@@ -148,6 +161,19 @@ class Changes:
 
     def _add_column(self) -> list[Step]:
         return self._add(self._pick.choice([*PLAIN, *LARGE_KINDS]), "")
+
+    def _drop_and_add(self) -> list[Step]:
+        """A column makes room for another of its name."""
+        table = self._table()
+        column = self._column(table)
+        if column is None:
+            return []
+        column.kind = self._pick.choice(PLAIN)
+        name = quote(column.name)
+        return [
+            Step(f"alter table {table.sql} drop column {name} cascade"),
+            Step(f"alter table {table.sql} add column {name} {column.kind.type} default {column.kind.value('3', 3)}"),
+        ]
 
     def _add_column_with_default(self) -> list[Step]:
         """One that is kept in the catalog, or one that is other in each row and rewrites the table."""
@@ -250,6 +276,53 @@ class Changes:
         # one of its columns may be gone, and the index with it
         return [Step(f"drop index if exists {quote(table.schema)}.{quote(name)}")]
 
+    def _rename_index(self) -> list[Step]:
+        table = self._table()
+        if not table.indexes:
+            return []
+        old, new = table.indexes.pop(), f"{table.name} as {self._next()}"[:60]
+        table.indexes.append(new)
+        return [Step(f"alter index if exists {quote(table.schema)}.{quote(old)} rename to {quote(new)}")]
+
+    def _index_concurrently(self) -> list[Step]:
+        """By itself, outside of a transaction; when it meets another session an index stays that is not valid."""
+        [step] = self._create_index()
+        return [Step(step.sql.replace("create index", "create index concurrently", 1))]
+
+    def _change_key(self) -> list[Step]:
+        """Of a table whose key holds its tenant: to one column more, or less, in another order."""
+        tables = [
+            table for table in self._schema.tables if table.primary_key and table.tenant_in_key and not table.partitioned
+        ]
+        if not tables:
+            return []
+        table = self._pick.choice(tables)
+        keys = [key for key in table.keys if key.name != "n"]
+        table.keys = tuple(keys if len(keys) < len(table.keys) else [*keys, Key("n", KEYS[0])])
+        columns = [quote(table.tenant), *(quote(key.name) for key in table.keys)]
+        self._pick.shuffle(columns)
+        old, table.primary_key = table.primary_key, f"key {self._next()}"
+        return [
+            Step(
+                f"alter table {table.sql} drop constraint {quote(old)},"
+                f" add constraint {quote(table.primary_key)} primary key ({', '.join(columns)})"
+            )
+        ]
+
+    def _add_label(self) -> list[Step]:
+        return [
+            Step(
+                f"alter type mood add value 'mood {self._next()}' {self._pick.choice(['', 'before $$ok$$'])}".replace(
+                    "$$", "'"
+                )
+            )
+        ]
+
+    def _rename_label(self) -> list[Step]:
+        """Rows that have it print otherwise from then on, and no statement has touched them."""
+        one, two = self._pick.sample(["rare", "rarer"], 2)
+        return [Step(f"alter type mood rename value '{one}' to '{two}'")]
+
     def _change_identity(self) -> list[Step]:
         """Of a table whose key holds its tenant: to FULL, and back."""
         tables = [table for table in self._schema.tables if table.identity and not table.partitioned]
@@ -302,6 +375,20 @@ class Changes:
         table = self._pick.choice(tables)
         old, table.name = table.sql, f"{MADE}{self._next()}"
         return [Step(f"alter table {old} rename to {quote(table.name)}")]
+
+    def _exchange_tables(self) -> list[Step]:
+        tables = [table for table in self._made() if table.published]
+        if len(tables) < 2:
+            return []
+        one, two = self._pick.sample(tables, 2)
+        old, other = one.sql, two.sql
+        one.name, two.name = two.name, one.name
+        midst = f"{MADE}{self._next()}"
+        return [
+            Step(f"alter table {old} rename to {quote(midst)}"),
+            Step(f"alter table {other} rename to {quote(two.name)}"),
+            Step(f"alter table public.{quote(midst)} rename to {quote(one.name)}"),
+        ]
 
     def _leave_publication(self) -> list[Step]:
         tables = [table for table in self._made() if table.published]

@@ -42,7 +42,7 @@ LEAF: Final = (100, 150)
 """From which number on, and below which, the rows of a partitioned table are in the partition that comes and goes."""
 
 BASE: Final = f"""
-create type mood as enum ('sad', 'ok', 'so "so"');
+create type mood as enum ('sad', 'ok', 'so "so"', 'rare');
 create domain small as integer check (value between 0 and 999);
 create type pair as (n integer, said text);
 create table {CENSUS} (
@@ -93,6 +93,8 @@ class Table(msgspec.Struct):
     """Whether old rows carry everything."""
     identity: str = ""
     """Its replica identity when that is not FULL; empty: it must be FULL."""
+    primary_key: str = ""
+    """The constraint's name; empty without one."""
     indexes: list[str] = []
     partitioned: bool = False
     attached: bool = True
@@ -239,7 +241,8 @@ def _table(
     pick.shuffle(lines)
     if keys and identity != "index":
         later = " deferrable initially " + pick.choice(["immediate", "deferred"]) if deferrable else ""
-        lines.append(f"primary key ({', '.join(key)}){later}")
+        table.primary_key = f"{name} key"
+        lines.append(f"constraint {quote(table.primary_key)} primary key ({', '.join(key)}){later}")
     sql = table.sql
     table.ddl.append(f"create table {sql} ({', '.join(lines)})" + (" partition by range (n)" if partitioned else ""))
     if partitioned:

@@ -30,7 +30,7 @@ class Step(NamedTuple):
 
 
 class Transaction(NamedTuple):
-    """`end`: commit, rollback, or what becomes of it after PREPARE TRANSACTION."""
+    """`end`: commit, rollback, or what becomes of it after PREPARE TRANSACTION; empty: each step is one by itself."""
 
     steps: list[Step]
     end: str

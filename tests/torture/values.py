@@ -118,7 +118,7 @@ PLAIN: Final = (
     Kind("bit varying(20)", f"({_HALF})::int::bit(20)", ("B''", "B'1'")),
     Kind("point", f"point(({_HALF}) / 7.0, ({{n}}))", ("'(1e300,-0)'", "'(NaN,Infinity)'"), indexed=False),
     Kind("tsvector", "to_tsvector('simple', 'a ' || ({n}) || ' b''s {s}')", ("''",)),
-    Kind("mood", "(array['sad', 'ok', 'so \"so\"'])[1 + abs(({n}) + {s}) % 3]::mood", ("'ok'", "'so \"so\"'")),
+    Kind("mood", "(array['sad', 'ok', 'so \"so\"'])[1 + abs(({n}) + {s}) % 3]::mood", ("'rare'", "'so \"so\"'")),
     Kind("mood[]", "array['sad', (array['sad', 'ok'])[1 + abs(({n}) + {s}) % 2]::mood, null]", ("'{}'",)),
     Kind("small", "abs(({n}) + {s}) % 1000", ("0", "999")),
     Kind("pair", "row(({n}), 'say \"{s}\", so')::pair", ("'(,)'", "row(null, '')::pair"), indexed=False),
