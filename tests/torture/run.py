@@ -143,7 +143,7 @@ class Torture:
 
     def _statements(self, number: int) -> Statements:
         pick = self._random(f"session {number}")
-        statements = Statements(self.schema, pick, largest=10_000, prepare=True, move_large=False)
+        statements = Statements(self.schema, pick, largest=10_000, prepare=True, move_large=True)
         statements.truncate = bool(self._stages)
         return statements
 
