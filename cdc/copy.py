@@ -26,7 +26,7 @@ from psycopg import sql
 
 from cdc.connection import connect, translated
 from cdc.errors import CopyFailed, HeadraceError, SourceMisconfigured
-from cdc.pgoutput import Row, octal
+from cdc.pgoutput import Row
 from cdc.publication import PublishedTable
 from cdc.relation import Relation
 
@@ -66,23 +66,13 @@ def parse_copy_line(line: bytes) -> Row:
     https://www.postgresql.org/docs/current/sql-copy.html, "Text Format"
     """
     if b"\\" not in line:
-        try:
-            return line[:-1].decode().split("\t")  # type: ignore[return-value]  # list[str] is a Row without nulls
-        except UnicodeDecodeError:
-            return _fields(line)
-    return _fields(line)
-
-
-def _fields(line: bytes) -> Row:
+        return line[:-1].decode().split("\t")  # type: ignore[return-value]  # list[str] is a Row without nulls
     return [None if field == rb"\N" else _unescape(field) for field in line[:-1].split(b"\t")]
 
 
 def _unescape(field: bytes) -> str:
     if b"\\" not in field:
-        try:
-            return field.decode()
-        except UnicodeDecodeError:
-            return octal(field)
+        return field.decode()
     out = bytearray()
     pieces = iter(field.split(b"\\"))
     out += next(pieces)

@@ -240,14 +240,6 @@ _TEXT, _NULL, _TOAST = ord("t"), ord("n"), ord("u")
 _NEW, _OLD, _KEY = ord("N"), ord("O"), ord("K")
 
 
-def octal(value: bytes) -> str:
-    """A value that is not UTF-8. One type has such: "char", a byte, which PostgreSQL 15 prints as it is and 16 as `\\310`.
-
-    The latter is our text as well. Raises UnicodeDecodeError for any other value: the database has no encoding.
-    """
-    return f"\\{value[0]:03o}" if len(value) == 1 else value.decode()
-
-
 def decode_tuple(buf: bytes, pos: int) -> tuple[Row, int, bool]:
     """TupleData at `pos` -> the row, the position after it, whether it holds UNCHANGED.
 
@@ -264,10 +256,7 @@ def decode_tuple(buf: bytes, pos: int) -> tuple[Row, int, bool]:
         if kind == _TEXT:
             start = pos + 5
             pos = start + _u32(buf, pos + 1)[0]
-            try:
-                add(buf[start:pos].decode())  # without arguments: the fast path of CPython
-            except UnicodeDecodeError:
-                add(octal(buf[start:pos]))
+            add(buf[start:pos].decode())  # without arguments: the fast path of CPython
         elif kind == _NULL:
             add(None)
             pos += 1

@@ -13,7 +13,7 @@ import psycopg
 TYPES: Final[dict[str, tuple[str, ...]]] = {
     "bool": ("t", "f"),
     "bytea": ("\\x", "\\x00ff5c27", "\\xdeadbeef"),
-    '"char"': ("a", "", "\\", '"'),
+    '"char"': ("a", "", "\\", '"', "\\310"),
     "name": ("n", 'Quoted_" . Schema', ""),
     "int2": ("0", "-32768", "32767"),
     "int4": ("0", "-2147483648", "2147483647"),
