@@ -18,17 +18,18 @@ from psycopg import sql
 from cdc.connection import translated
 from cdc.publication import TABLES
 
-_SCRIPT: Final = (
+_FACTS: Final = (
     (Path(__file__).parent / "ddl_trigger.sql")
     .read_text()
     .format(tables=TABLES.replace(":publication", "$1").replace(":oids", "$2"))
 )
+_SCRIPT: Final = f"{_FACTS}\n{(Path(__file__).parent / 'partition_watch.sql').read_text()}"
 _TITLE: Final = "Headrace event trigger"
 _VERSION: Final = f"{_TITLE} {hashlib.sha256(_SCRIPT.encode()).hexdigest()[:16]}"
 
 INSTALL: Final = f"{_SCRIPT.rstrip().rstrip(';')}; comment on schema headrace is '{_VERSION}'"
 """Makes all of it, where there is nothing of it, in one transaction."""
-_NAMES: Final = ("headrace_ddl", "headrace_drop", "headrace_rewrite")
+_NAMES: Final = ("headrace_ddl", "headrace_drop", "headrace_rewrite", "headrace_partitions", "headrace_partition_gone")
 
 REMOVE: Final = "; ".join([*(f"drop event trigger if exists {name}" for name in _NAMES), "drop schema headrace cascade"])
 """Takes all of it out, in one transaction."""
@@ -40,7 +41,7 @@ class TriggerState(enum.Enum):
     MISSING = "missing"
     OTHER_VERSION = "other version"
     DISABLED = "disabled"
-    """One of its three triggers is gone, disabled, or does not fire in every session."""
+    """One of its triggers is gone, disabled, or does not fire in every session."""
     NOT_NOTED = "not noted"
     """It is there, for other publications."""
     CURRENT = "current"
@@ -53,7 +54,7 @@ select coalesce((select obj_description(oid, 'pg_namespace') from pg_namespace w
 """
 
 
-INSTALL_TITLE: Final = "-- the schema `headrace`, with the event triggers headrace_ddl, headrace_drop and headrace_rewrite"
+INSTALL_TITLE: Final = "-- the schema `headrace`, with five event triggers, headrace_*"
 
 
 def inspect_trigger(conn: psycopg.Connection[Any], publication: str) -> TriggerState:

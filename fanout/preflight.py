@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from cdc.inspection import Table, UniqueKey
 from cdc.preflight import Finding, error, identifier, ok, warning
+from cdc.refill import ASK_PREFIX
 from cdc.relation import Column, Relation, ReplicaIdentity
 from fanout.errors import IdentityUnfit, RouteError
 from fanout.tenancy import ByColumn, Fixed, Ignored, Route, Rule, Tenancy, is_reserved, replica_table
@@ -68,13 +69,15 @@ def identity_statements(table: Table, tenant: str | None) -> list[str]:
     return [f"alter table {identifier(part.schema, part.table)} replica identity full;" for part in parts]
 
 
-def table_findings(rules: Sequence[Rule], tables: Sequence[Table]) -> list[Finding]:
-    """Every rule on the tables: those that are published, those that ought to be, and how they meet in a replica."""
+def table_findings(rules: Sequence[Rule], tables: Sequence[Table], *, partitions_told: bool = False) -> list[Finding]:
+    """Every rule on the tables: those that are published, those that ought to be, and how they meet in a replica.
+
+    `partitions_told`: the event trigger tells what Postgres does not of single partitions."""
     tenancy = Tenancy(rules)
     findings = [*_unmatched(tenancy, tables), *_idle_rules(tenancy, rules, tables)]
     wanted = wanted_tables(tenancy, tables)
     for table in wanted:
-        findings += _table(table, tenancy)
+        findings += _table(table, tenancy, partitions_told=partitions_told)
     return [*findings, *_collisions([pair for table in wanted if (pair := _routed(table, tenancy))])]
 
 
@@ -84,7 +87,7 @@ def tenant_column(table: Table, tenancy: Tenancy) -> str | None:
     return rule.column if rule is not None and rule.column else None
 
 
-def _table(table: Table, tenancy: Tenancy) -> Iterator[Finding]:
+def _table(table: Table, tenancy: Tenancy, *, partitions_told: bool) -> Iterator[Finding]:
     name = identifier(table.schema, table.table)
     check = f"table {table.name}"
     bad = False
@@ -114,8 +117,9 @@ def _table(table: Table, tenancy: Tenancy) -> Iterator[Finding]:
         bad = True
         yield error(check, misfit, " ".join(identity_statements(table, tenant)))
     elif table.partitioned and table.published:
-        bad = True
-        yield _partitioned(check, table)
+        for finding in _partitioned(check, table, told=partitions_told):
+            bad = True
+            yield finding
     rule = tenancy.rule_for(table.schema, table.table)
     if rule is not None and tenant is not None and tenant not in table.not_null and rule.on_null == "stop":
         bad = True
@@ -136,20 +140,22 @@ def _table(table: Table, tenancy: Tenancy) -> Iterator[Finding]:
         yield ok(check, f"tenant in {tenant}, identity {kind}" if tenant else f"identity {kind}")
 
 
-def _partitioned(check: str, table: Table) -> Finding:
-    name = identifier(table.schema, table.table)
-    message = "Postgres does not tell when a partition is truncated, or comes or goes with its rows"
-    fix = (
-        f"`truncate {name};` or DELETE in place of `truncate` of a partition; attach and detach empty ones, or run "
-        "`headrace relay --new-generation` afterwards."
-    )
+def _partitioned(check: str, table: Table, *, told: bool) -> Iterator[Finding]:
+    messages, fixes = [], []
     if table.identity is not ReplicaIdentity.DEFAULT:
-        message = f"Partitions that are made later do not get the table's replica identity by themselves. {message}"
-        fix = (
-            "alter table ... replica identity full; -- for each, before its first row; or have the tenant in the primary "
-            f"key. {fix}"
+        messages.append("Partitions that are made later do not get the table's replica identity by themselves")
+        fixes.append(
+            "alter table ... replica identity full; -- for each, before its first row; or have the tenant in the primary key"
         )
-    return warning(check, message, fix)
+    if not told:
+        messages.append("Postgres does not tell when a single partition is truncated, or comes or goes with its rows")
+        name = identifier(table.schema, table.table).replace("'", "''")
+        fixes.append(
+            "headrace setup --ddl-trigger -- or, after such a change: select pg_logical_emit_message(true, "
+            f"'{ASK_PREFIX}', json_build_object('oid', '{name}'::regclass::oid, 'replace', true)::text);"
+        )
+    if messages:
+        yield warning(check, ". ".join(messages), " ".join(fixes))
 
 
 def _unsent(table: Table, tenant: str | None) -> list[str]:

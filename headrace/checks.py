@@ -73,7 +73,7 @@ def _findings(config: Config) -> Iterator[Finding]:
         tenancy = Tenancy(config.tenancy)
         published = tuple(table for table in source.tables if table.published)
         yield from source_findings(source, published or wanted_tables(tenancy, source.tables))
-        yield from table_findings(config.tenancy, source.tables)
+        yield from table_findings(config.tenancy, source.tables, partitions_told=_trigger(config) is TriggerState.CURRENT)
     state: LogState | None = None
     try:
         state = _log_state(config)
@@ -83,6 +83,12 @@ def _findings(config: Config) -> Iterator[Finding]:
         yield ok("log", "not made yet: the relay does it" if state is None else f"{config.log.partitions} partitions")
         if source is not None and source.system is not None:
             yield _start(state or LogState(), source)
+
+
+def _trigger(config: Config) -> TriggerState:
+    """The state of the event trigger. Raises SourceError."""
+    with connect(config.dsn(), application_name="headrace-check") as conn:
+        return inspect_trigger(conn, config.source.publication)
 
 
 def _log_state(config: Config) -> LogState | None:

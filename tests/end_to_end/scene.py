@@ -25,6 +25,8 @@ class Scene:
         self.conn = running.conn
         self._root = root
         self.tables = tables
+        self.refills = False
+        """What Postgres does not tell is read again: wait for that too."""
 
     def play(self, statements: Sequence[str], how: str) -> None:
         """Run them, and compare every replica with Postgres."""
@@ -36,7 +38,10 @@ class Scene:
         self.compare(how)
 
     def compare(self, after: str) -> None:
-        self.running.settle()
+        if self.refills:
+            self.running.settle_refills()
+        else:
+            self.running.settle()
         try:
             assert_replicas_equal(self.conn, self._root, PARTITIONS, self.tables)
         except AssertionError as error:

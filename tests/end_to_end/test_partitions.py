@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cdc.ddl_trigger import REMOVE, inspect_trigger, install_statements
 from fanout.errors import IdentityUnfit, TenantKeyMissing
 from fanout.log import LogConfig
 from fanout.tenancy import Rule
@@ -84,6 +85,54 @@ def test_partitions_are_tables_of_their_own(database: Database, tmp_path: Path, 
         play.tables = [*first, Table("r_c", "tenant")]
         play.play(rest, "at once" if how == "one by one" else how)
         play.play(["truncate r_a_low", "truncate r_c, r_b", "insert into r values ('x', 1, 'a'), ('y', 1, 'b')"], how)
+
+
+UNTOLD = [
+    "create table s_4 (note text, id int not null, tenant text not null); insert into s_4 values ('came', 400, 'x')",
+    "alter table s attach partition s_4 for values from (400) to (500)",
+    "insert into s values ('x', 401, 'streamed'), ('z', 402, null)",
+    "truncate s_1",
+    "insert into s values ('x', 1, 'after'), ('w', 2, 'after')",
+    "alter table s detach partition s_2",
+    "update s_2 set note = 'not of s'",
+    "drop table s_3a",
+    "update s set note = 'b' where id = 400",
+    "truncate s_1, s_4; insert into s values ('y', 410, 'last')",
+    "create table s_5 partition of s for values from (500) to (600); insert into s values ('x', 500, 'new')",
+    "truncate s_5",
+    "alter table s detach partition s_3; insert into s values ('x', 501, 'end')",
+]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_rows_that_come_and_go_with_their_partition(database: Database, tmp_path: Path, how: str) -> None:
+    """T25, T20: with the event trigger, rows that are attached, detached, dropped or truncated with a single partition, of
+    which Postgres sends nothing, come and go in replicas; rows that are streamed around it are right."""
+    conn = database.connect()
+    conn.execute("""
+        create table s (tenant text, id int, note text, primary key (tenant, id)) partition by range (id);
+        create table s_1 partition of s for values from (0) to (100);
+        create table s_2 partition of s for values from (100) to (200);
+        create table s_3 partition of s for values from (200) to (400) partition by range (id);
+        create table s_3a partition of s_3 for values from (200) to (300);
+        create table s_3b partition of s_3 for values from (300) to (400);
+        insert into s select t, n, 'copied' from unnest('{x,y}'::text[]) t, generate_series(0, 399, 50) n;
+        create publication headrace for table s with (publish_via_partition_root = true)
+    """)
+    for statement in install_statements(inspect_trigger(conn, "headrace"), "headrace"):
+        conn.execute(statement.encode())
+    with scene(database, tmp_path, [Table("s", "tenant")]) as play:
+        play.refills = True
+        play.play(UNTOLD, how)
+        play.running.settle()
+        conn.execute("alter table s detach partition s_1 concurrently")
+        play.compare("detach concurrently")
+        conn.execute("alter table s add extra int; create table other (id int); drop table other; create index on s (note)")
+        conn.execute("insert into s values ('x', 502, 'n', 1), ('y', 502, 'n', 1), ('z', 502, 'n', 1), ('w', 502, 'n', 1)")
+        play.compare("changes that move no rows")
+    for statement in REMOVE.split("; "):
+        conn.execute(statement.encode())
+    conn.execute("truncate s_5; drop table s")
 
 
 @pytest.mark.parametrize("how", HOW)
