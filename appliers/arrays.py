@@ -21,16 +21,16 @@ Kind = Literal["text", "number", "bool", "json", "timestamptz", "box", "unknown"
 """What the elements become: `box` has its own delimiter, `unknown` is a type of the user's that may be an array at all."""
 
 _MAX_DIMENSIONS: Final = 6
-_NUMBER: Final = r"-?[0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]+)?"
+_NUMBER: Final = r"-?+[0-9]++(?:\.[0-9]++)?+(?:e[+-][0-9]++)?+"
 _is_number: Final = re.compile(_NUMBER).fullmatch
-_is_numbers: Final = re.compile(rf"\{{(?:{_NUMBER}(?:,{_NUMBER})*)?\}}").fullmatch
-_is_words: Final = re.compile(r"""\{[^\s"\\{},]+(?:,[^\s"\\{},]+)*\}""", re.ASCII).fullmatch
+_is_numbers: Final = re.compile(rf"\{{(?:{_NUMBER}(?:,{_NUMBER})*+)?+\}}").fullmatch
+_is_words: Final = re.compile(r"""\{[^\s"\\{},]++(?:,[^\s"\\{},]++)*+\}""", re.ASCII).fullmatch
 _has_bounds: Final = re.compile(r"\[-?[0-9]+:-?[0-9]+\]").match
 _escaped: Final = re.compile(r"\\(.)", re.DOTALL)
 _special: Final = re.compile(r"""["\\{},\s]|^$|^null$""", re.IGNORECASE | re.ASCII).search
 _special_in_boxes: Final = re.compile(r"[;]").search
-_tokens: Final = re.compile(r'([{},])|"((?:[^"\\]|\\.)*)"|([^{},"]+)', re.DOTALL).finditer
-_box_tokens: Final = re.compile(r'([{};])|"((?:[^"\\]|\\.)*)"|([^{};"]+)', re.DOTALL).finditer
+_tokens: Final = re.compile(r'([{},])|"((?:[^"\\]|\\.)*+)"|([^{},"]++)', re.DOTALL).finditer
+_box_tokens: Final = re.compile(r'([{};])|"((?:[^"\\]|\\.)*+)"|([^{};"]++)', re.DOTALL).finditer
 _maybe_delimiter: Final = re.compile(r"[;:|(]").search
 
 
