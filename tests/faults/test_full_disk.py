@@ -130,3 +130,26 @@ def test_disk_full_under_the_embedded_log(
         pipeline.assert_equal(relay, applier)
     applier.stop()
     relay.stop()
+
+
+def test_disk_full_under_the_spill(
+    small_disk: Callable[[str], Path], new_pipeline: Callable[..., Pipeline], database: Database, embedded_log: LogConfig
+) -> None:
+    """A relay without room for a transaction in progress says so, confirms nothing of it, and gets it again with room."""
+    directory = small_disk("spill")
+    pipeline = new_pipeline(database, embedded_log, spill_path=str(directory), spill_memory_bytes=100_000)
+    pipeline.conn.execute(f"alter database {database.name} set logical_decoding_work_mem = '64kB'".encode())
+    relay, applier = pipeline.relay(), pipeline.applier()
+    pipeline.wait_copied(relay, applier)
+    ballast = fill(directory)
+    pipeline.conn.execute(
+        "insert into statics select 'founder-0', n, 1, repeat('x', 500) from generate_series(1000, 16000) n"
+    )
+    wait_until(lambda: relay.said('"SpillFailed"') or not relay.running, "the relay meets the full disk")
+    relay.assert_running()
+    assert relay.said("source.spill_path")
+    ballast.unlink()
+    pipeline.assert_equal(relay, applier)
+    assert list(directory.iterdir()) == []
+    applier.stop()
+    relay.stop()

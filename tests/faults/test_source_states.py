@@ -187,3 +187,37 @@ def test_postgres_restarts(
     relay.stop()
     applier.stop()
     assert not relay.said("error ignored"), "psycopg complains about how its connection was closed"
+
+
+def test_a_message_in_a_savepoint_that_is_rolled_back(
+    new_pipeline: Callable[..., Pipeline], database: Database, embedded_log: LogConfig
+) -> None:
+    """T14: of a message of ours in a streamed transaction nobody can tell which savepoint it is of. When one of them was
+    rolled back, the relay reads the transaction again, whole, and goes on."""
+    pipeline = new_pipeline(database, embedded_log)
+    pipeline.conn.execute(f"alter database {database.name} set logical_decoding_work_mem = '64kB'".encode())
+    relay, applier = pipeline.relay(), pipeline.applier()
+    pipeline.wait_copied(relay, applier)
+    writer = database.connect(autocommit=False)
+
+    def blocks() -> int:
+        pipeline.conn.execute("select pg_logical_emit_message(true, 'flush', '')")  # what is not flushed is not sent
+        query = "select stream_count from pg_stat_replication_slots where slot_name = %s"
+        row = pipeline.conn.execute(query, [pipeline.slot]).fetchone()
+        return int(row[0]) if row else 0
+
+    for first in (1000, 5000):
+        writer.execute("savepoint s")
+        writer.execute("select pg_logical_emit_message(true, 'headrace.test', '')")
+        sent = blocks()
+        writer.execute(
+            "insert into statics select 'founder-0', n, 1, repeat('x', 500) from generate_series(%s::int, %s) n",
+            [first, first + 3000],
+        )
+        wait_until(lambda sent=sent: blocks() > sent, "rows of the savepoint are streamed")  # type: ignore[misc]
+    writer.execute("rollback to s")
+    writer.commit()
+    pipeline.assert_equal(relay, applier)
+    assert relay.said('"MessageUncertain"')
+    applier.stop()
+    relay.stop()
