@@ -31,7 +31,8 @@ _special: Final = re.compile(r"""["\\{},\s]|^$|^null$""", re.IGNORECASE | re.ASC
 _special_in_boxes: Final = re.compile(r"[;]").search
 _tokens: Final = re.compile(r'([{},])|"((?:[^"\\]|\\.)*+)"|([^{},"]++)', re.DOTALL).finditer
 _box_tokens: Final = re.compile(r'([{};])|"((?:[^"\\]|\\.)*+)"|([^{};"]++)', re.DOTALL).finditer
-_maybe_delimiter: Final = re.compile(r"[;:|(]").search
+# elements of a type with a delimiter of its own, taken for one: boxes and what is over them, PostGIS' hexadecimal
+_maybe_several: Final = re.compile(r";|^\([^)]*$|^[0-9A-F]{18,}+(?::[0-9A-F]{18,}+)+$").search
 
 
 class _NotAnArray(Exception):
@@ -80,7 +81,7 @@ def _parse(text: str, kind: Kind) -> list[Any]:
     for token in (_box_tokens if kind == "box" else _tokens)(text):
         mark, quoted, word = token.groups()
         if word is not None:
-            if kind == "unknown" and _maybe_delimiter(word):
+            if kind == "unknown" and _maybe_several(word):
                 raise _NotAnArray
             stack[-1].append(None if word == "NULL" else word)
         elif quoted is not None:

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from appliers.arrays import Kind, array_json, array_text
 from tests.conftest import Database
 
+POINT = "0101000000000000000000F03F000000000000F03F"
+"""A geometry of PostGIS, whose arrays have colons between their elements."""
+
 
 @pytest.mark.parametrize(
     ("text", "kind", "stored"),
@@ -35,7 +38,9 @@ from tests.conftest import Database
         ("{äöü,日本,🌊}", "text", ["äöü", "日本", "🌊"]),
         ('{"2024-02-29 12:00:00+00",infinity}', "timestamptz", ["2024-02-29 12:00:00+00:00", "infinity"]),
         ("{(1,1),(0,0);(3,3),(2,2)}", "box", ["(1,1),(0,0)", "(3,3),(2,2)"]),
-        ("{a-b,NULL}", "unknown", ["a-b", None]),
+        ("{a-b,NULL,read:users,a|b}", "unknown", ["a-b", None, "read:users", "a|b"]),
+        ("{(a),(b)}", "unknown", ["(a)", "(b)"]),
+        (f"{{{POINT}}}", "unknown", [POINT]),
     ],
 )
 def test_an_array_is_json(text: str, kind: Kind, stored: list[object] | str) -> None:
@@ -55,7 +60,8 @@ def test_an_array_is_json(text: str, kind: Kind, stored: list[object] | str) -> 
         ('{{"[1]"},{"[2]"}}', "json"),
         ('{" {\\"a\\":1}"}', "json"),
         ("{0101;0102}", "unknown"),  # perhaps another delimiter
-        ("{geometry:geometry}", "unknown"),
+        (f"{{{POINT}:{POINT}}}", "unknown"),
+        ("{(1,1),(0,0)}", "unknown"),
         ('{"a;b"}', "unknown"),
         ("{a", "unknown"),
         ("{a}}", "unknown"),
