@@ -279,7 +279,7 @@ class Relay:
                 self.status.commit_time_us = transaction.commit_time_us
             else:
                 self._midway(session)
-        session.refilling.turn(router)
+        self._refill(session, router)
         feedback.receive(stream.received_lsn)
         if not assembler.in_transaction:
             # all frames before the keepalive went through the assembler, and nothing is open
@@ -294,8 +294,17 @@ class Relay:
         if stream.reply_requested or time.monotonic() >= session.progress_due:
             self._mark_progress(session, self.status.generation, system)
             self.status.rows, self.status.skipped_rows = router.routed_rows, router.skipped_rows
-            self.status.refill = session.refilling.progress
         self._confirm(session)
+
+    def _refill(self, session: _Session, router: Router) -> None:
+        """What has to be read again, and how far that is, also while nothing is streamed."""
+        session.refilling.turn(router)
+        now = time.monotonic()
+        active = session.refilling.refills.active
+        if now >= session.refill_due if active else self.status.refill.table:
+            session.refill_due = now + self._options.progress_interval_s
+            self.status.refill = session.refilling.progress
+            self._report()
 
     def _midway(self, session: _Session) -> None:
         """Between two parts of a large transaction, which may take minutes: nobody must take us for dead (T12)."""
@@ -318,6 +327,8 @@ class Relay:
             fds.append(session.stream.fileno())
             if session.feedback.appended > session.marked:
                 due = min(due, session.progress_due)
+            if session.refilling.refills.active:
+                due = min(due, session.refill_due)
             if not session.stream.drained:
                 due = now
         select.select(fds, [], [], max(0.0, due - now))
@@ -431,6 +442,7 @@ class _Session(msgspec.Struct):
     """That record."""
     uncommitted_bytes: int = 0
     feedback_due: float = 0.0
+    refill_due: float = 0.0
     progress_due: float = 0.0
 
 

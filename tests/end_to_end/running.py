@@ -60,7 +60,7 @@ class Running:
     def __init__(self, database: Database, log: LogConfig, root: Path, rules: Sequence[Rule], **relay: Any) -> None:
         """`relay`: more of RelayOptions; `slot` is otherwise called as the database."""
         self.conn = database.connect()
-        self._root = root
+        self.root = root
         self._log = log
         options = RelayOptions(
             dsn=database.dsn,
@@ -143,6 +143,11 @@ class Running:
         self.settle()
 
     @property
+    def held_up_by(self) -> str:
+        """What in Postgres a refill waits for."""
+        return self._relay.status.refill.held_up_by
+
+    @property
     def held(self) -> list[Held]:
         """Tenants that wait for values."""
         return self._status.held
@@ -164,7 +169,7 @@ class Running:
     def query(self, tenant: str | None, statement: str) -> list[tuple[Any, ...]]:
         """A query of the tenant's replica, or with None of the shared one."""
         partitions = self._reader.partitions
-        path = self._root / SHARED_FILE if tenant is None else replica_path(self._root, tenant, partitions)
+        path = self.root / SHARED_FILE if tenant is None else replica_path(self.root, tenant, partitions)
         conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         try:
             conn.set_busy_timeout(10_000)

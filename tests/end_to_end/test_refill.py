@@ -224,3 +224,70 @@ def test_a_table_without_a_key_is_read_again(database: Database, start: Start, t
         running.settle()
         assert_equal(running, "notes", "a", "b")
         assert running.query(None, "select count(*) from plans") == [(11,)]
+
+
+# A commit that is in the stream, but that nobody sees yet
+
+
+@contextmanager
+def unseen_commits(database: Database) -> Iterator[Callable[[LiteralString], psycopg.Connection[Any]]]:
+    """Runs a statement whose commit waits for a standby that never answers: the walsender sends it, no snapshot has it.
+
+    Answers with a connection of which `cancel` lets the commit be seen."""
+    admin = database.connect()
+    admin.execute(f"alter database {database.name} set synchronous_commit = local".encode())
+    admin.execute("alter system set synchronous_standby_names = 'nobody'")
+    admin.execute("select pg_reload_conf()")
+    threads = []
+    made = []
+
+    def run(statement: LiteralString) -> psycopg.Connection[Any]:
+        conn = psycopg.connect(database.dsn, autocommit=True)
+        conn.execute("set synchronous_commit = on")
+        made.append(conn)
+        threads.append(threading.Thread(target=conn.execute, args=(statement,), daemon=True))
+        threads[-1].start()
+        return conn
+
+    try:
+        yield run
+    finally:
+        admin.execute("alter system reset synchronous_standby_names")
+        admin.execute("select pg_reload_conf()")
+        for thread, conn in zip(threads, made, strict=True):
+            thread.join(20)
+            conn.close()
+
+
+def n_of(running: Running, number: int) -> int:
+    return int(running.query("a", f"select n from items where id = {number}")[0][0])
+
+
+def test_a_refill_does_not_bring_back_what_an_unseen_commit_has_changed(database: Database, start: Start) -> None:
+    """T24, T32: a row that is read before a commit is seen, whose place in the stream is behind that commit, is stale. It is
+    not shown, whether the commit was streamed before the refill began, which then waits, or while it is under way."""
+    database.connect().execute(TABLES)
+    with start() as running:
+        running.settle()
+        running.conn.execute("set synchronous_commit = local")
+        with unseen_commits(database) as run:
+            first = run("update items set n = 11, body = 'first' where tenant = 'a' and id = 1")
+            wait_until(lambda: n_of(running, 1) == 11, "the commit is streamed")
+            assert running.conn.execute("select n from items where tenant = 'a' and id = 1").fetchall() == [(0,)]
+            ask(running.conn, "items")
+            wait_until(lambda: str(first.info.backend_pid) in running.held_up_by, "the refill says whom it waits for")
+            second = run("update items set n = 22, body = 'second' where tenant = 'a' and id = 2")
+            patch = run("update items set n = 33 where tenant = 'a' and id = 3")
+            gone = run("delete from items where tenant = 'a' and id = 4")
+            wait_until(lambda: n_of(running, 3) == 33 and n_of(running, 2) == 22, "they are streamed")
+            first.cancel()
+            wait_until(lambda: not running.held_up_by, "the refill goes on")
+            stale = "select id from items where tenant = 'a' and ((id <= 3 and n = 0) or id = 4)"
+            with TornWatcher(running.root, {"a row as it was": stale}, {}):
+                running.settle()
+                patch.cancel()
+            for conn in (second, gone):
+                conn.cancel()
+        running.settle_refills()
+        assert_equal(running, "items", "a", "b")
+        assert [n_of(running, number) for number in (1, 2, 3)] == [11, 22, 33]
