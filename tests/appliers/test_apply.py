@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from appliers.apply import Replica
 from appliers.errors import PositionGap, RecordRefused, RowMissing, TenantError
 from cdc.pgoutput import UNCHANGED, Row, Value
 from cdc.relation import Relation, ReplicaIdentity
-from fanout.envelope import Changes, Close, Op, Position, Run, Truncate, digest_of
+from fanout.envelope import FIRST_COPY_CHUNK, Changes, Close, Op, Position, RefillBegin, RefillEnd, Run, Truncate, digest_of
 from tests.appliers.records import (
     catalog_of,
     changes,
@@ -487,3 +488,144 @@ def test_any_history_in_any_batches_equals_the_source_at_the_position(data: st.D
 def test_the_families_of_errors_are_the_tenants() -> None:
     """Whatever a record can do to a replica stops that tenant and nobody else."""
     assert all(issubclass(kind, TenantError) for kind in (PositionGap, RowMissing, RecordRefused))
+
+
+# Rows that lack values: the tenant is held
+
+
+def incomplete(lsn: int, number: int, *, chunk: int = 0, last: bool = True, relay: int = 1) -> Changes:
+    return changes(lsn, run(Op.INCOMPLETE, ITEMS, [str(number), "new", UNCHANGED]), chunk=chunk, last=last, relay=relay)
+
+
+@pytest.mark.parametrize(
+    ("completing", "rows"),
+    [
+        (run(Op.UPSERT, ITEMS, ["7", "new", "big"]), [(7, "new", "big")]),
+        (run(Op.PATCH, ITEMS, ["7", UNCHANGED, "big"]), [(7, "new", "big")]),
+        (run(Op.OVERLAY, ITEMS, ["7", "newer", "big"]), [(7, "newer", "big")]),
+        (run(Op.REKEY, ITEMS, ["7", None, None], ["8", "new", "big"]), [(8, "new", "big")]),
+        (run(Op.DELETE, ITEMS, ["7", None, None]), []),
+        (run(Op.TRUNCATE, ITEMS), []),
+    ],
+)
+def test_a_tenant_is_held_until_its_row_is_complete(replica: Replica, completing: Run, rows: list[Any]) -> None:
+    """T16, T19: nothing shows from the row that lacks a value on, over several transactions, until a record brings it or
+    the row is gone; then all of it shows at once."""
+    apply(replica, insert(10, 1))
+    first = numbered(incomplete(20, 7), insert(21, 2))
+    replica.apply(first, ready=True)
+    apply(replica, changes(22, run(Op.PATCH, ITEMS, ["7", "newer", UNCHANGED])), insert(23, 3))
+    assert (ids(replica), replica.incomplete_rows) == ([1], 1)
+    assert replica.open_offsets == {0: first[0].offset}
+    apply(replica, changes(24, completing))
+    assert (replica.incomplete_rows, replica.open_offsets, replica.held_since) == (0, {}, None)
+    emptied = completing.op is Op.TRUNCATE
+    expected = [(1, "a10", None), (2, "a21", None), (3, "a23", None)] if not emptied else []
+    assert rows_of(replica.path)[: len(expected)] == expected
+    found = rows_of(replica.path)[len(expected) :]
+    # what a PATCH has changed meanwhile stays changed, unless a whole row came
+    assert [(row[0], row[2]) for row in found] == [(row[0], row[2]) for row in rows]
+    assert replica.position == Position(1, 24, 0)
+
+
+def test_a_held_tenant_waits_for_every_row(replica: Replica) -> None:
+    """One of two rows is complete: nothing shows. A key that moves on is the row it was."""
+    apply(replica, incomplete(20, 7), incomplete(21, 8))
+    apply(replica, changes(22, run(Op.UPSERT, ITEMS, ["7", "new", "big"])))
+    apply(replica, changes(23, run(Op.REKEY, ITEMS, ["8", None, None], ["9", "new", UNCHANGED])))
+    assert (ids(replica), replica.incomplete_rows) == ([], 1)
+    apply(replica, changes(24, run(Op.UPSERT, ITEMS, ["8", "another", "row"])))
+    assert replica.incomplete_rows == 1
+    apply(replica, changes(25, run(Op.UPSERT, ITEMS, ["9", "new", "big"])))
+    assert ids(replica) == [7, 8, 9]
+
+
+def test_a_new_relay_starts_a_transaction_over_within_a_hold(replica: Replica) -> None:
+    """Chunks that a dead relay left half are taken back; what the hold kept before them stays."""
+    apply(replica, incomplete(20, 7))
+    apply(replica, insert(30, 2, last=False), insert(30, 3, chunk=1, last=False))
+    apply(replica, insert(30, 4, relay=2, last=False))
+    apply(replica, changes(30, run(Op.UPSERT, ITEMS, ["7", "new", "big"]), chunk=1, relay=2))
+    assert ids(replica) == [4, 7]
+    assert replica.position == Position(1, 30, 0)
+
+
+def test_a_transaction_that_is_taken_back_completes_nothing(replica: Replica) -> None:
+    """The value came with chunks of a dead relay: until they come again the tenant is held."""
+    apply(replica, incomplete(20, 7))
+    apply(replica, changes(30, run(Op.UPSERT, ITEMS, ["7", "new", "big"]), last=False))
+    assert replica.incomplete_rows == 0
+    apply(replica, insert(30, 4, relay=2, last=False), insert(30, 5, chunk=1, relay=2))
+    assert (ids(replica), replica.incomplete_rows) == ([], 1)
+
+
+def test_a_closed_replica_forgets_its_hold(replica: Replica, tmp_path: Path) -> None:
+    """What was kept back is read again from the offset it began with."""
+    apply(replica, insert(10, 1), incomplete(20, 7), insert(21, 2))
+    replica.close()
+    again = open_replica(tmp_path, catalog_of(schema(ITEMS)))
+    assert (ids(again), again.position) == ([], Position(0, 0, FIRST_COPY_CHUNK))
+    apply(again, insert(10, 1), incomplete(20, 7), changes(21, run(Op.UPSERT, ITEMS, ["7", "a", "big"])))
+    assert ids(again) == [1, 7]
+
+
+def test_a_new_generation_ends_a_hold(replica: Replica) -> None:
+    """Its copy brings whole rows."""
+    apply(replica, incomplete(20, 7))
+    apply(replica, insert(5, 9, generation=2))
+    assert (ids(replica), replica.incomplete_rows) == ([9], 0)
+
+
+# Refills
+
+
+def begin(lsn: int) -> RefillBegin:
+    return RefillBegin(1, lsn, 1, lsn, digest_of(ITEMS, "items"))
+
+
+def end(lsn: int) -> RefillEnd:
+    return RefillEnd(1, lsn, 1, lsn, digest_of(ITEMS, "items"))
+
+
+def test_rows_that_no_record_names_go_at_the_end_of_a_refill(replica: Replica, tmp_path: Path) -> None:
+    """T24: what is read again, inserted, changed or re-keyed meanwhile stays, what is not named goes; nothing goes before,
+    also over a restart, and a replica of another tenant's table of that name is left alone."""
+    apply(replica, insert(10, 1, 2, 3, 4, 5, 6))
+    replica.begin_refill(begin(20))
+    assert replica.position == Position(1, 20, 0)
+    apply(replica, insert(21, 1, 7), changes(22, run(Op.OVERLAY, ITEMS, ["2", "b", UNCHANGED], ["99", "b", UNCHANGED])))
+    replica.close()
+    again = open_replica(tmp_path, catalog_of(schema(ITEMS)))
+    apply(again, changes(23, run(Op.REKEY, ITEMS, ["3", None, None], ["8", "c", UNCHANGED])))
+    apply(again, changes(24, run(Op.DELETE, ITEMS, ["4", None, None])), insert(25, 4))
+    again.begin_refill(begin(20))  # read again: known
+    assert ids(again) == [1, 2, 4, 5, 6, 7, 8]
+    again.end_refill(end(30))
+    assert ids(again) == [1, 2, 4, 7, 8]
+    again.end_refill(end(30))
+    assert again.position == Position(1, 30, 0)
+    tables = {str(row[1]) for row in rows_of(again.path, "sqlite_schema")}
+    assert not any(name.startswith("_headrace_refill") for name in tables)
+    again.close()
+
+
+def test_a_refill_that_begins_again_notes_again(replica: Replica) -> None:
+    """A relay that died before its notes were known starts over: only what comes after the second begin counts."""
+    apply(replica, insert(10, 1, 2))
+    replica.begin_refill(begin(20))
+    apply(replica, insert(21, 1))
+    replica.begin_refill(begin(30))
+    apply(replica, insert(31, 2))
+    replica.end_refill(end(40))
+    assert ids(replica) == [2]
+
+
+def test_a_refill_of_another_table_of_that_name_is_not_meant(tmp_path: Path) -> None:
+    """Two tenants' own tables of one name, in schemas of their own, are two tables of the source."""
+    other = relation(oid=99)
+    made = open_replica(tmp_path, catalog_of(schema(ITEMS), schema(other)))
+    apply(made, insert(10, 1))
+    made.begin_refill(RefillBegin(1, 20, 1, 20, digest_of(other, "items")))
+    made.end_refill(RefillEnd(1, 30, 1, 30, digest_of(other, "items")))
+    assert (ids(made), made.position) == ([1], Position(1, 10, 0))
+    made.close()
