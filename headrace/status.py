@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -17,15 +18,20 @@ from appliers.errors import ReplicasMissing
 from appliers.place import SHARED_FILE, SHARED_NAME
 from appliers.reader import Directory
 from appliers.state import Quarantined
+from appliers.worker import WorkerStatus
 from cdc.connection import connect, describe_dsn
 from cdc.errors import HeadraceError
 from cdc.lsn import format_lsn
 from cdc.slot import Slot, SlotState, inspect_slot
 from fanout.log import LogConfig, open_reader
+from fanout.relay import RelayStatus
 from headrace.config import Config
 from headrace.status_file import Failure, Process, read_processes
 
 T = TypeVar("T")
+
+_HELD_MS: Final = 10_000
+"""A tenant that waits for values of a row usually does so for milliseconds."""
 
 
 class SourceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -252,8 +258,27 @@ def _process_problems(status: Status) -> Iterator[Problem]:
             yield Problem(f"{process.name} is waiting{why}", fix)
         elif process.state in ("failed", "dead") and not replaced:
             yield Problem(f"{process.name} {'has ended' if process.state == 'failed' else 'is dead'}{why}", fix)
+    yield from _refill_problems(status)
     if appliers and all(process.state == "stopped" for process in appliers):
         yield Problem("No applier runs here", "Start `headrace run`, or `headrace applier`.")
+
+
+def _refill_problems(status: Status) -> Iterator[Problem]:
+    """Rows that are to be read again, and tenants that wait for them."""
+    now_ms = time.time_ns() // 1_000_000
+    for process in (process for process in status.processes if process.state == "running"):
+        match process.status:
+            case RelayStatus(refill=refill) if refill.held_up_by:
+                yield Problem(
+                    f"{refill.table} cannot be read again yet: it waits for {refill.held_up_by}",
+                    "End that transaction, or wait until it has ended. A commit that waits for a standby needs the standby.",
+                )
+            case WorkerStatus(held=held) if late := [h for h in held if now_ms - h.since_ms > _HELD_MS]:
+                names = ", ".join(h.tenant for h in late[:5])
+                yield Problem(
+                    f"Tenants stand still until values that a row of theirs lacks are there: {names}",
+                    "See that the relay runs and reads tables again; `headrace status` says what it waits for.",
+                )
 
 
 def _partitions(process: Process, status: Status) -> list[int]:

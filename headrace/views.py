@@ -96,6 +96,9 @@ def _show_processes(processes: Sequence[Process]) -> None:
 
 
 def _relay_detail(status: RelayStatus) -> str:
+    if status.phase != "copying" and status.refill.table:
+        refill = status.refill
+        return f"reads {refill.table} again: {refill.rows:,} of about {refill.rows_estimate:,} rows"
     if status.phase != "copying":
         return f"generation {status.generation}, durable to {status.durable_lsn}"
     if not status.copy_rows_estimate:

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from appliers.worker import WorkerStatus
+from appliers.worker import Held, WorkerStatus
 from cdc.slot import SlotState
 from fanout.log import LogConfig
+from fanout.refill import Progressing
 from fanout.relay import RelayStatus
 from headrace.errors import CommandError
 from headrace.local_postgres import free_port
@@ -216,6 +217,16 @@ def test_nothing_wrong_is_no_problem() -> None:
             "applier-2of2 is dead",
         ),
         (msgspec.structs.replace(HEALTHY, replicas=ReplicasStatus(path="r", failure=FAILURE)), "it broke"),
+        (
+            with_processes(
+                msgspec.structs.replace(RELAY, status=RelayStatus(refill=Progressing("public.items", 1, 2, 0, "process 7")))
+            ),
+            "public.items cannot be read again yet: it waits for process 7",
+        ),
+        (
+            with_processes(msgspec.structs.replace(HEALTHY.processes[1], status=WorkerStatus(held=[Held("acme", 1, 5)]))),
+            "Tenants stand still until values that a row of theirs lacks are there: acme",
+        ),
     ],
 )
 def test_what_needs_a_person_is_named(status: Status, problem: str) -> None:
