@@ -42,7 +42,7 @@ def wait_until(condition: Callable[[], Value], what: str, *, deadline_s: float =
         if answer:
             return answer
         assert time.monotonic() < end, f"not within {deadline_s:.0f} s: {what}"
-        time.sleep(0.02)
+        time.sleep(0.01)
 
 
 # Equality in the end

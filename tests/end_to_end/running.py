@@ -66,7 +66,7 @@ class Running:
             dsn=database.dsn,
             slot=relay.pop("slot", database.name),
             publication="headrace",
-            progress_interval_s=0.05,
+            progress_interval_s=0.01,
             **relay,
         )
         self._status = WorkerStatus()
@@ -74,7 +74,7 @@ class Running:
         self._reader = open_reader(log)
         self._relay = Relay(options, Tenancy(rules), self._writer, self._relay_reader)
         partitions = range(self._reader.partitions)
-        self._worker = Worker(WorkerOptions(root=root, status_interval_s=0.05), self._reader, partitions, self._note)
+        self._worker = Worker(WorkerOptions(root=root, status_interval_s=0.01), self._reader, partitions, self._note)
         self._stages: list[Stage] = []
 
     def _note(self, status: WorkerStatus) -> None:

@@ -219,3 +219,27 @@ def test_equal_rows_without_a_key(database: Database, tmp_path: Path, how: str) 
             "delete from t where tenant = 'x' and ctid = any(array(select min(ctid) from t group by row(t.*)::text))",
         ]
         play.play(steps, how)
+
+
+def test_a_key_that_is_itself_kept_out_of_line(database: Database, tmp_path: Path) -> None:
+    """T16, T18: of a tenant id so large that Postgres keeps it out of line, an update of another column sends only the old
+    one: the row stays where it is, and is found."""
+    conn = database.connect()
+    conn.execute("""
+        create table t (tenant text primary key, id int, a text, b text); alter table t
+          alter tenant set storage external, alter a set storage plain, alter b set storage plain;
+        create publication headrace for table t
+    """)
+    tenant = conn.execute("select string_agg(md5(n::text), '') from generate_series(1, 60) n").fetchall()[0][0]
+    with scene(database, tmp_path, []) as play:
+        conn.execute("insert into t values (%s, 1, repeat('q', 900), repeat('z', 900))", [tenant])
+        plain = conn.execute("select pg_relation_size(reltoastrelid) from pg_class where relname = 't'").fetchone()
+        assert plain != (0,), "it is not out of line"
+        for step in ("update t set id = 2", "update t set a = 'a', id = 3", "update t set b = null"):
+            conn.execute(step.encode())
+        play.running.settle()
+        assert play.running.query(tenant, "select * from t") == conn.execute("select * from t").fetchall()
+        conn.execute("delete from t")
+        play.running.settle()
+        assert play.running.query(tenant, "select * from t") == []
+        assert play.running.quarantined == 0
