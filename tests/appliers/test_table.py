@@ -7,6 +7,8 @@ from typing import Any
 import apsw
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from appliers.errors import SchemaDrift
 from appliers.table import Plan, primary_key, quote
@@ -138,3 +140,21 @@ def test_a_table_as_wide_as_postgres_allows() -> None:
     conn.executemany(made.upsert, [row, row, [*row[:-1], "other"]])
     conn.execute(made.delete_one, row)
     assert conn.execute("select count(*), count(c1599) from wide").fetchone() == (2, 1)
+
+
+NAME = st.text(st.sampled_from("aAbB_2\"'. \\?[`;éÉK\u0131İß\n"), min_size=1, max_size=4) | st.sampled_from(
+    ["rowid", "ROWID", "select"]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(NAME, min_size=1, max_size=8, unique=True))
+def test_any_names_make_a_table(names: list[str]) -> None:
+    """Whatever Postgres tells apart is told apart, a name that is alone is kept, and rows are where they belong (T33)."""
+    made, conn = plan(relation("names", [(name, TEXT) for name in names], names[:1])), apsw.Connection(":memory:")
+    conn.execute(made.create_table("names"))
+    conn.execute(made.upsert, [f"value {number}" for number in range(len(names))])
+    for number, name in enumerate(made.names):
+        assert conn.execute(f"select {quote(name)} from names").get == f"value {number}"
+    folded = [name.encode().lower() for name in names]
+    assert all(kept == name for kept, name, low in zip(made.names, names, folded, strict=True) if folded.count(low) == 1)
