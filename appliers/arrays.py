@@ -21,16 +21,15 @@ Kind = Literal["text", "number", "bool", "json", "timestamptz", "box", "unknown"
 """What the elements become: `box` has its own delimiter, `unknown` is a type of the user's that may be an array at all."""
 
 _MAX_DIMENSIONS: Final = 6
-_NUMBER: Final = r"-?+[0-9]++(?:\.[0-9]++)?+(?:e[+-][0-9]++)?+"
+_NUMBER: Final = r"-?+(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:e[+-][0-9]++)?+"
 _is_number: Final = re.compile(_NUMBER).fullmatch
 _is_numbers: Final = re.compile(rf"\{{(?:{_NUMBER}(?:,{_NUMBER})*+)?+\}}").fullmatch
 _is_words: Final = re.compile(r"""\{[^\s"\\{},]++(?:,[^\s"\\{},]++)*+\}""", re.ASCII).fullmatch
 _has_bounds: Final = re.compile(r"\[-?[0-9]+:-?[0-9]+\]").match
 _escaped: Final = re.compile(r"\\(.)", re.DOTALL)
-_special: Final = re.compile(r"""["\\{},\s]|^$|^null$""", re.IGNORECASE | re.ASCII).search
-_special_in_boxes: Final = re.compile(r"[;]").search
-_tokens: Final = re.compile(r'([{},])|"((?:[^"\\]|\\.)*+)"|([^{},"]++)', re.DOTALL).finditer
-_box_tokens: Final = re.compile(r'([{};])|"((?:[^"\\]|\\.)*+)"|([^{};"]++)', re.DOTALL).finditer
+# by delimiter: what must be quoted, and what a text falls into: a mark, a quoted element, a bare one
+_special: Final = {d: re.compile(rf"""["\\{{}}\s{d}]|^$|^null$""", re.IGNORECASE | re.ASCII).search for d in ",;"}
+_tokens: Final = {d: re.compile(rf"""([{{}}{d}])|"((?:[^"\\]|\\.)*+)"|([^{{}}{d}"]++)""", re.DOTALL).finditer for d in ",;"}
 # elements of a type with a delimiter of its own, taken for one: boxes and what is over them, PostGIS' hexadecimal
 _maybe_several: Final = re.compile(r";|^\([^)]*$|^[0-9A-F]{18,}+(?::[0-9A-F]{18,}+)+$").search
 
@@ -71,14 +70,18 @@ def _array_text(made: str, kind: Kind) -> str:
         raw = [bytes(element).decode() for element in msgspec.json.decode(made, type=list[msgspec.Raw])]
         return _format([None if element == "null" else element for element in raw], ",")
     nested = json.loads(made, parse_int=str, parse_float=str)
-    return _format(_each(nested, _TO_TEXT[kind]), ";" if kind == "box" else ",")
+    return _format(_each(nested, _TO_TEXT[kind]), _delimiter(kind))
+
+
+def _delimiter(kind: Kind) -> str:
+    return ";" if kind == "box" else ","
 
 
 def _parse(text: str, kind: Kind) -> list[Any]:
     """Lists of elements, each its text or None, as deep as the array has dimensions."""
     root: list[Any] = []
     stack = [root]
-    for token in (_box_tokens if kind == "box" else _tokens)(text):
+    for token in _tokens[_delimiter(kind)](text):
         mark, quoted, word = token.groups()
         if word is not None:
             if kind == "unknown" and _maybe_several(word):
@@ -107,7 +110,7 @@ def _format(value: Any, delimiter: str) -> str:
     if value is None:
         return "NULL"
     text = str(value)
-    if _special(text) if delimiter == "," else _special_in_boxes(text):
+    if _special[delimiter](text):
         return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return text
 

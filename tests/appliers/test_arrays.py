@@ -89,6 +89,7 @@ def test_what_is_no_array_is_never_taken_for_one(text: str) -> None:
 @given(st.text(st.sampled_from('{}[],;:"\\ntf01NUL \n-+.eé()'), max_size=24), st.sampled_from(get_args(Kind)))
 @example('{"\\a"}', "text")
 @example("{a,}", "number")
+@example("{01}", "number")
 def test_every_text_comes_back(text: str, kind: Kind) -> None:
     """Whatever a type prints, array or not, is told from what is stored: nothing raises, nothing is lost."""
     if kind != "unknown" and not text.startswith("{"):
