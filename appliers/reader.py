@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, Self
 
 import apsw
 import msgspec
-from psycopg import postgres
 
 from appliers.errors import ReplicaForeign, ReplicasMissing, StateForeign, TenantUnknown
 from appliers.place import SHARED_FILE, SUFFIX, decode_name, partition_directory, replica_path
@@ -27,6 +26,8 @@ from appliers.replica import recognise, storage_error
 from appliers.state import APPLICATION_ID as STATE_ID
 from appliers.state import PartitionState, Quarantined, select_partitions, select_quarantined
 from appliers.table import quote
+from appliers.types import built_in_name, numeric_modifier
+from cdc.relation import Column
 from fanout.envelope import Schema
 from fanout.log.interface import partition_of
 from fanout.tenancy import SHARED_TENANT
@@ -240,19 +241,19 @@ def type_text(oid: int, name: str, typmod: int) -> str:
     """A column's type as Postgres writes it. `name`: of a type that is not built in. An unknown oid is its number."""
     if name:
         return name
-    known = postgres.types.get(oid)
-    if known is None:
+    known = built_in_name(Column("", oid, "", typmod, key=False))
+    if not known:
         return f"oid {oid}"
-    array = "[]" if known.array_oid == oid else ""
-    return f"{known.name}{_modifier(known.name, typmod)}{array}"
+    element = known.removeprefix("_")
+    return f"{element}{_modifier(element, typmod)}{'[]' if known != element else ''}"
 
 
 def _modifier(name: str, typmod: int) -> str:
     if typmod < 0:
         return ""
     if name == "numeric":
-        precision, scale = (typmod - 4) >> 16 & 0xFFFF, (typmod - 4) & 0x7FF
-        return f"({precision},{scale - 0x800 if scale & 0x400 else scale})"
+        precision, scale = numeric_modifier(typmod)
+        return f"({precision},{scale})"
     if name in ("varchar", "bpchar"):
         return f"({typmod - 4})"
     if name in ("timestamp", "timestamptz", "time", "timetz", "bit", "varbit"):

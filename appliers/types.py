@@ -108,11 +108,16 @@ def array_kind(column: Column) -> Kind | None:
     return "unknown" if "._" in column.type_name else None
 
 
+def numeric_modifier(typmod: int) -> tuple[int, int]:
+    """The precision and scale that a numeric's typmod holds."""
+    return (typmod - 4) >> 16 & 0xFFFF, ((typmod - 4 & 0x7FF) ^ 0x400) - 0x400
+
+
 def numeric_scale(column: Column) -> int | None:
     """Decimal places (below 0: zeros before the point) of a numeric that doubles hold exactly; None for others."""
     if column.typmod < 0:
         return None
-    precision, scale = (column.typmod - 4) >> 16 & 0xFFFF, ((column.typmod - 4 & 0x7FF) ^ 0x400) - 0x400
+    precision, scale = numeric_modifier(column.typmod)
     return scale if precision <= _EXACT_DIGITS and abs(scale) <= _EXACT_SCALE else None
 
 
