@@ -57,6 +57,7 @@ class Feedback:
             floor = self.confirmed  # a Prepare from before the slot decoded any is told late
             self._settling += [(lsn, self.appended) for xid, lsn in self._prepared.items() if xid not in prepared]
             self._prepared = {xid: max(lsn, floor) for xid, lsn in prepared.items()}
+            self._settle()
 
     def made_durable(self, lsn: Lsn) -> None:
         """The progress record for `lsn` is durable in every partition. Raises InvariantError on a claim too far."""
@@ -67,4 +68,7 @@ class Feedback:
                 appended=format_lsn(self.appended),
             )
         self.durable = max(self.durable, lsn)
+        self._settle()
+
+    def _settle(self) -> None:
         self._settling = [settling for settling in self._settling if settling[1] > self.durable]

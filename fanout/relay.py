@@ -314,6 +314,7 @@ class Relay:
             # who reads the log backwards for the last Progress must not have to read all of the transaction
             session.progress_due = now + self._options.progress_interval_s
             self._writer.broadcast(session.progress)
+            self._writer.commit()
         self._writer.poll()
         self._confirm(session)
 

@@ -37,6 +37,17 @@ def emitted(*, transactional: bool = True) -> bytes:
     return b"M" + struct.pack(">BQ", transactional, 5) + b"p\0" + struct.pack(">I", 1) + b"x"
 
 
+START, AGAIN = (b"S" + struct.pack(">IB", 7, first) for first in (1, 0))
+STOP = b"E"
+STREAM_COMMIT = b"c" + struct.pack(">IBQQq", 7, 0, 100, 108, 0)
+
+
+def prepared(kind: bytes, xid: int = 7) -> bytes:
+    """Begin Prepare, Prepare or Stream Prepare."""
+    flags = b"" if kind == b"b" else b"\0"
+    return kind + flags + struct.pack(">QQqI", 90, 95, 0, xid) + b"gid\0"
+
+
 def test_a_transaction_is_handed_on_with_its_commit() -> None:
     """Nothing comes out before the Commit; then all of it, with its identity and where it ends."""
     assembler = Assembler()
@@ -85,6 +96,20 @@ def test_parts_add_up_to_the_transaction(rows: list[list[str]], part_bytes: int,
         pytest.param([begin(), commit(101)], id="another transaction's commit"),
         pytest.param([begin(), begin(200)], id="a begin inside"),
         pytest.param([b"T" + struct.pack(">IBI", 1, 0, 1)], id="a truncate outside"),
+        pytest.param([begin(), START], id="a block inside a transaction"),
+        pytest.param([START, begin()], id="a transaction inside a block"),
+        pytest.param([START, START], id="a block inside a block"),
+        pytest.param([AGAIN], id="a second block without a first"),
+        pytest.param([START, STOP, START], id="a first block twice"),
+        pytest.param([STOP], id="the end of no block"),
+        pytest.param([STREAM_COMMIT], id="the commit of no stream"),
+        pytest.param([START, STREAM_COMMIT], id="a commit in a block"),
+        pytest.param([START, insert("1")[:3], STOP, STREAM_COMMIT], id="a row without an id"),
+        pytest.param([prepared(b"b"), prepared(b"P", 8)], id="another transaction's prepare"),
+        pytest.param([prepared(b"b"), commit()], id="a commit in the place of a prepare"),
+        pytest.param([prepared(b"P")], id="a prepare alone"),
+        pytest.param([prepared(b"p")], id="a stream prepare without blocks"),
+        pytest.param([prepared(b"b"), prepared(b"P"), prepared(b"b")], id="prepared twice"),
     ],
 )
 def test_a_broken_order_is_an_error(frames: list[bytes]) -> None:

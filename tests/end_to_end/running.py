@@ -61,7 +61,7 @@ class Running:
         """`relay`: more of RelayOptions; `slot` is otherwise called as the database."""
         self.conn = database.connect()
         self.root = root
-        self._log = log
+        self.log = log
         options = RelayOptions(
             dsn=database.dsn,
             slot=relay.pop("slot", database.name),
@@ -136,7 +136,7 @@ class Running:
 
         def done() -> bool:
             self._raise()
-            with open_reader(self._log) as reader:
+            with open_reader(self.log) as reader:
                 return not read_tail(reader).refills
 
         wait_until(done, "nothing is left to be read again")

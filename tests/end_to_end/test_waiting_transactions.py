@@ -15,7 +15,9 @@ from psycopg import sql
 from cdc.connection import connect_replication
 from cdc.lsn import parse_lsn
 from cdc.slot import inspect_slot
-from fanout.log import LogConfig
+from fanout import envelope
+from fanout.envelope import Changes, Progress
+from fanout.log import BEGINNING, LogConfig, open_reader, partition_of
 from fanout.tenancy import Rule
 from headrace.local_postgres import LocalPostgres
 from tests.conftest import INSTALLED, SETTINGS, Database
@@ -96,14 +98,46 @@ def test_a_restart_amid_a_streamed_transaction(database: Database, tmp_path: Pat
 def test_a_long_replay_keeps_the_connection(database: Database, tmp_path: Path) -> None:
     """T12: while a transaction is spilled and replayed, for longer than wal_sender_timeout, the walsender hears from us."""
     conn = prepare(database)
-    conn.execute(f"alter database {database.name} set wal_sender_timeout = '2500ms'".encode())
-    with running(database, tmp_path, spill_memory_bytes=100_000, part_bytes=20_000) as pipeline:
+    conn.execute(f"alter database {database.name} set wal_sender_timeout = '1500ms'".encode())
+    with running(database, tmp_path, spill_memory_bytes=100_000, part_bytes=600) as pipeline:
         pipeline.settle()
         backend = wait_until(lambda: inspect_slot(conn, database.name).active_pid, "the relay streams")
-        conn.execute(fill(1, 240_000))
+        conn.execute(fill(1, 300_000))
         pipeline.settle()
-        assert counts(pipeline) == [80_000] * 3
+        assert counts(pipeline) == [100_000] * 3
         assert inspect_slot(conn, database.name).active_pid == backend
+
+
+def test_a_relay_that_ends_amid_a_replay(database: Database, tmp_path: Path) -> None:
+    """T4, T13: stopped while a large transaction goes into the log, it ends at once; the next one begins it again, finds how
+    far the log is without reading back through all of it, and no replica shows half."""
+    conn = prepare(database)
+    slow = {"spill_memory_bytes": 100_000, "part_bytes": 600}
+    place = partition_of(b"a", 2)
+
+    def changes(value: bytes) -> bool:
+        return isinstance(envelope.decode(value), Changes)
+
+    with running(database, tmp_path, **slow) as first:
+        first.settle()
+        conn.execute(fill(1, 90_000))
+        with open_reader(first.log) as reader:
+            wait_until(lambda: any(changes(r.value) for r in reader.tail(place, 500)), "parts are in the log")
+    with running(database, tmp_path) as second:
+        second.settle()
+        assert counts(second) == [30_000] * 3
+        assert second.quarantined == 0
+        second.settle()
+    bodies: list[envelope.Envelope] = []
+    with open_reader(second.log) as reader:
+        reader.assign({0: BEGINNING, 1: BEGINNING})
+        while some := reader.fetch(100_000, 64 << 20, 0):
+            bodies += [envelope.decode(record.value) for record in some if record.partition == place]
+    relays = {body.relay for body in bodies if isinstance(body, Changes)}
+    assert len(relays) == 2, "the first one had begun, and had not ended"
+    chunks = [number for number, body in enumerate(bodies) if isinstance(body, Changes) and body.relay == min(relays)]
+    told = [number for number, body in enumerate(bodies) if isinstance(body, Progress) and body.relay == min(relays)]
+    assert any(chunks[0] < number < chunks[-1] for number in told)
 
 
 @pytest.mark.parametrize("major", [15, 18])
