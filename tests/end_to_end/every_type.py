@@ -36,8 +36,8 @@ TYPES: Final[dict[str, tuple[str, ...]]] = {
     "money": ("-1.50", "92233720368547758.07", "0"),
     "text": (
         "", "NULL", "null", "\\N", "tab\tline\nback\\slash\rvert\v", "it's", "Mühle 🌊👩‍👩‍👧",
-        "\u202e\ufeff\x01\x7f", "{a,b}", "[1,2]", "unchanged-toast-datum", "infinity", "2024-01-01 00:00:00+00:00",
-        "1e5", "-0", " 1 ", '"', "__debezium_unavailable_value",
+        "\u202e\ufeff\x01\x7f", "{a,b}", "[1,2]", '}te][xt{"', "unchanged-toast-datum", "infinity",
+        "2024-01-01 00:00:00+00:00", "1e5", "-0", " 1 ", '"', "__debezium_unavailable_value",
     ),
     "varchar(9)": ("abc", "", "äöü"),
     "char(5)": ("a", "", "abcde"),
