@@ -13,6 +13,7 @@ from cdc.connection import connect
 from cdc.ddl_trigger import REMOVE, TriggerState, inspect_trigger, install_statements
 from cdc.pgoutput import Insert, LogicalMessage, Truncate
 from cdc.publication import published_tables
+from cdc.refill import ASK_PREFIX
 from tests.cdc.slots import slot, transactions
 from tests.conftest import Database
 
@@ -245,3 +246,30 @@ def test_it_is_installed_once_upgraded_and_removed(database: Database) -> None:
     conn.execute(REMOVE.encode())
     assert inspect_trigger(conn, "one") is TriggerState.MISSING
     assert conn.execute("select from pg_event_trigger").fetchall() == []
+
+
+@pytest.mark.every_postgres
+def test_partitions_of_tables_that_the_triggers_owner_may_not_alter(conn: Connection) -> None:
+    """T25: where it may not put a trigger on a partition, it warns, and still tells of what comes and goes."""
+    role = f"{conn.info.dbname}_keeper"
+    conn.execute(f'create role "{role}"'.encode())
+    try:
+        conn.execute(
+            f"""
+            grant usage on schema headrace to "{role}"; grant all on all tables in schema headrace to "{role}";
+            grant execute on all functions in schema headrace to "{role}";
+            create table p (id int primary key) partition by range (id); alter publication headrace add table p;
+            create table leaf (id int primary key); insert into leaf values (1);
+            alter function headrace.note_partitions() owner to "{role}"
+        """.encode()
+        )
+        warnings: list[str] = []
+        conn.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
+        with slot(conn, "s") as name:
+            conn.execute("alter table p attach partition leaf for values from (0) to (9)")
+            said = [change for one in transactions(conn, name, "headrace") for change in one.changes]
+        assert [change.prefix for change in said if isinstance(change, LogicalMessage)].count(ASK_PREFIX) == 1
+        assert any("truncate of public.leaf alone" in warning for warning in warnings)
+    finally:
+        conn.execute("drop table if exists p, leaf; alter function headrace.note_partitions() owner to current_user")
+        conn.execute(f'drop owned by "{role}"; drop role "{role}"'.encode())
