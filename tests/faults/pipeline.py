@@ -232,10 +232,16 @@ class Pipeline:
         self.wait_applied(*stages, generation=generation, deadline_s=deadline_s)
         compared = assert_replicas_equal(self.conn, self.root, PARTITIONS, self.tables)
         assert {row[2] for row in self.saved()} == {generation}
-        state = apsw.Connection(str(self.root / "state.db"), flags=apsw.SQLITE_OPEN_READONLY)
-        assert not state.execute("select * from quarantine").fetchall()
-        state.close()
+        assert not self.quarantined()
         return compared
+
+    def quarantined(self) -> list[tuple[Any, ...]]:
+        """The tenants that were left behind, with the reasons."""
+        state = apsw.Connection(str(self.root / "state.db"), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            return state.execute("select * from quarantine").fetchall()
+        finally:
+            state.close()
 
     def records(self) -> Iterator[tuple[Record, Envelope]]:
         """All that the log holds now, partition by partition."""

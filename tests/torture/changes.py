@@ -59,6 +59,8 @@ CONCURRENTLY: Final = "index_concurrently"
 """The kind that is no part of a transaction."""
 SWITCHED_ON: Final[tuple[str, ...]] = ()
 """The kinds that a torture run has."""
+SEEN_IN_THE_STREAM: Final[tuple[str, ...]] = ()
+"""Those of which the stream tells without the event trigger, once a row of the table comes."""
 
 WIDER: Final = {
     "smallint": ("integer", "bigint", "numeric", "double precision", "real"),

@@ -10,6 +10,7 @@ import json
 import random
 import signal
 import time
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ import pytest
 
 from appliers.table import quote
 from cdc import failpoints
+from cdc.ddl_trigger import install_statements, inspect_trigger
 from fanout.log import LogConfig
 from fanout.tenancy import Rule
 from tests.conftest import Database
@@ -26,13 +28,15 @@ from tests.end_to_end.oracle import assert_replicas_equal, replicas_in
 from tests.end_to_end.schema_oracle import assert_same_as_fresh
 from tests.faults.pipeline import PARTITIONS, Pipeline, Stage
 from tests.torture.census import CensusWatcher
-from tests.torture.changes import SWITCHED_ON, Changes
+from tests.torture.changes import SEEN_IN_THE_STREAM, SWITCHED_ON, Changes
 from tests.torture.load import Load, Script
 from tests.torture.schema import CENSUS, Schema, random_schema
 from tests.torture.statements import Statements
 
 SESSIONS: Final = 3
 ROUND_S: Final = 20.0
+TOUCHED: Final = 5_000_000
+"""Rows with greater numbers are there to have their table described."""
 STAGES: Final = ("relay", "1/2", "2/2")
 SETTLE_S: Final = 300.0
 """How long the pipeline may need for what a round has left, on a slow machine."""
@@ -54,7 +58,9 @@ def _string(text: str) -> str:
 class Torture:
     """One run on one pipeline."""
 
-    def __init__(self, database: Database, directory: Path, log: LogConfig, seed: int) -> None:
+    def __init__(self, database: Database, directory: Path, log: LogConfig, seed: int, *, trigger: bool) -> None:
+        """`trigger`: whether the event trigger tells of schema changes; without it there are those that Relations show."""
+        self._trigger = trigger
         self._pick = random.Random(f"{seed} kills")
         self._seed = seed
         self._database = database
@@ -64,6 +70,8 @@ class Torture:
         self._script = Script(directory / "load.sql")
         self._stages: dict[str, Stage] = {}
         self._armed: set[str] = set()
+        self._kinds = SWITCHED_ON if trigger else SEEN_IN_THE_STREAM
+        self._touched = 0
         self._rounds = 0
         self.kills = 0
 
@@ -108,6 +116,9 @@ class Torture:
         for statement in self.schema.statements:
             self._script.write(0, statement + ";")
             conn.execute(statement.encode())
+        if self._trigger:
+            for statement in install_statements(inspect_trigger(conn, "headrace"), "headrace"):
+                conn.execute(statement.encode())
 
     def _round(self, seconds: float, watcher: CensusWatcher) -> None:
         self._rounds += 1
@@ -127,7 +138,9 @@ class Torture:
             load.stop()
             self._disarm()
         self.pipeline.tables = self.schema.compared
-        compared = self.pipeline.assert_equal(*self._stages.values(), deadline_s=SETTLE_S)
+        if not self._trigger:
+            self._touch()
+        compared = self._settle()
         watcher.verify()
         watcher.unwatched = set()
         print(  # noqa: T201 - shown when a test fails
@@ -135,11 +148,35 @@ class Torture:
             f" {compared.total()} rows compared"
         )
 
+    def _touch(self) -> None:
+        """A row for every table: without the trigger, no change of a table is known before its next row comes."""
+        statements = self._statements(SESSIONS + 1)
+        for table in self.schema.tables:
+            if table.published:
+                self._touched += 1
+                step = statements.insert_range(table, TOUCHED + self._touched, TOUCHED + self._touched)
+                self._script.write(0, step.sql + ";")
+                self.pipeline.conn.execute(step.sql.encode())
+
+    def _settle(self) -> Counter[str]:
+        """Wait until the replicas equal Postgres. What they lack of changed tables comes after the stream has shown that."""
+        end = time.monotonic() + SETTLE_S
+        while True:
+            self.pipeline.wait_applied(*self._stages.values(), deadline_s=SETTLE_S)
+            if quarantined := self.pipeline.quarantined():
+                raise AssertionError(f"quarantined: {quarantined}")
+            try:
+                return self.pipeline.assert_equal(*self._stages.values(), deadline_s=SETTLE_S)
+            except AssertionError:
+                if time.monotonic() > end or not self._changing:
+                    raise
+            time.sleep(0.5)
+
     def _sessions(self) -> list[Statements | Changes]:
         sessions = [self._statements(number) for number in range(SESSIONS)]
-        if not (SWITCHED_ON and self._stages):
-            return [*sessions]  # a first copy takes a table to be what its snapshot knew
-        return [*sessions, Changes(self.schema, self._random("changes"), self._statements(SESSIONS), SWITCHED_ON)]
+        if not self._changing:
+            return [*sessions]
+        return [*sessions, Changes(self.schema, self._random("changes"), self._statements(SESSIONS), self._kinds)]
 
     def _statements(self, number: int) -> Statements:
         pick = self._random(f"session {number}")
@@ -149,6 +186,11 @@ class Torture:
 
     def _random(self, whose: str) -> random.Random:
         return random.Random(f"{self._seed} round {self._rounds} {whose}")
+
+    @property
+    def _changing(self) -> bool:
+        """Whether the schema changes; not in the first copy, which starts over when a table does."""
+        return bool(self._kinds and self._stages)
 
     def _behind(self) -> int:
         """Bytes of WAL that the relay has not confirmed; nothing before there is a slot."""

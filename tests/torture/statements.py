@@ -179,12 +179,13 @@ class Statements:
     def insert(self, table: Table) -> Step:
         """Some rows."""
         first = self._pick.randrange(NUMBERS)
-        return self._insert_range(table, first, first + self._pick.randrange(30))
+        return self.insert_range(table, first, first + self._pick.randrange(30))
 
     def _insert(self, table: Table) -> list[Step]:
         return [self.insert(table)]
 
-    def _insert_range(self, table: Table, first: int, last: int) -> Step:
+    def insert_range(self, table: Table, first: int, last: int) -> Step:
+        """Rows with these numbers."""
         row = self._row(table, "g")
         values = f"select {', '.join(row.values())} from generate_series({first}, {last}) g"
         ignore = " on conflict do nothing" if table.arbiter else ""
@@ -261,7 +262,7 @@ class Statements:
         """Up to the largest number of rows, half of the time changed or deleted at once."""
         most = self._largest // 20 if table.large else self._largest
         first, last = self._range(most)
-        steps = [self._insert_range(table, first, last)]
+        steps = [self.insert_range(table, first, last)]
         if self._pick.random() < 0.5:
             steps.append(Step(f"update {table.sql} set {self._set(table)} where n between {first} and {last}"))
         if self._pick.random() < 0.5:
