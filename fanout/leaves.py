@@ -41,6 +41,8 @@ class Leaves:
 
     def __init__(self) -> None:
         self._below: dict[int, dict[int, Relation]] = {}
+        self._columns: dict[int, tuple[str, ...]] = {}
+        """Of each root, when its latest partition was described."""
         self._latest: Relation | None = None
         self._before: Relation | None = None
 
@@ -53,6 +55,11 @@ class Leaves:
         root, leaf = self._before, self._latest
         self.no_row()
         if root is not None and leaf is not None and root.oid == oid != leaf.oid and _names(root) == _names(leaf):
+            columns = tuple(column.name for column in root.columns)
+            if self._columns.setdefault(oid, columns) != columns:
+                # what renames a root's columns renames its partitions': each is described again before its next row
+                self._columns[oid] = columns
+                self._below.pop(oid, None)
             self._below.setdefault(oid, {})[leaf.oid] = leaf
 
     def no_row(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from cdc.relation import Column, Relation, ReplicaIdentity
 from fanout.leaves import Leaves
@@ -38,3 +39,19 @@ def lesser_after(*described: Relation | None) -> bool:
 )
 def test_a_partition_is_described_right_after_its_root(described: tuple[Relation | None, ...], found: bool) -> None:
     assert lesser_after(*described) == found
+
+
+def test_a_partition_is_described_again_after_its_root_was_renamed() -> None:
+    """T23: what is known of the other partitions has the old names until their next row."""
+    root, leaf = replace(ROOT, identity=ReplicaIdentity.DEFAULT), replace(LEAF, columns=COLUMNS)
+    leaves = Leaves()
+    for each in (leaf, replace(leaf, oid=4)):
+        leaves.described(root)
+        leaves.described(each)
+        leaves.first_row(root.oid)
+    assert leaves.lesser(root, 0) is None
+    renamed = (COLUMNS[0], replace(COLUMNS[1], name="number"))
+    leaves.described(replace(root, columns=renamed))
+    leaves.described(replace(leaf, columns=renamed))
+    leaves.first_row(root.oid)
+    assert leaves.lesser(replace(root, columns=renamed), 0) is None

@@ -20,7 +20,7 @@ import pytest
 
 from appliers.table import quote
 from cdc import failpoints
-from cdc.ddl_trigger import install_statements, inspect_trigger
+from cdc.ddl_trigger import inspect_trigger, install_statements
 from fanout.log import LogConfig
 from fanout.tenancy import Rule
 from tests.conftest import Database
