@@ -12,7 +12,7 @@ row came through one. A Relation of B alone says nothing: its row may be of a su
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -39,7 +39,10 @@ class Lesser(msgspec.Struct, frozen=True):
 class Leaves:
     """The partitions that were described on this connection, below their roots."""
 
-    def __init__(self) -> None:
+    def __init__(self, look_again: Callable[[Relation], None]) -> None:
+        """`look_again`: told of a root whose next row may come through a partition that was just described: that row is
+        then to be told to `first_row`, also where the root itself is as it was."""
+        self._look_again = look_again
         self._below: dict[int, dict[int, Relation]] = {}
         self._columns: dict[int, tuple[str, ...]] = {}
         """Of each root, when its latest partition was described."""
@@ -49,6 +52,8 @@ class Leaves:
     def described(self, relation: Relation) -> None:
         """A Relation message."""
         self._before, self._latest = self._latest, relation
+        if self._before is not None and _names(self._before) == _names(relation):
+            self._look_again(self._before)
 
     def first_row(self, oid: int) -> None:
         """A row of `oid`, the first since that was last described."""

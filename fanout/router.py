@@ -102,7 +102,7 @@ class Router:
         self._relay = relay
         self._targets = _Targets(self._first_row)
         self._relations: dict[int, Relation] = {}
-        self._leaves = Leaves()
+        self._leaves = Leaves(self._look_again)
         self._names: dict[tuple[str, str], str] = {}
         """Table of a replica, and whose -> the source table that is so called there."""
         self._announced: list[Routed] = []
@@ -233,6 +233,10 @@ class Router:
             raise UnknownRelation("A row of a relation that was never described", relation_oid=oid)
         self._announced.append(self.describe(relation, self._lsn))
         return self._targets[oid]
+
+    def _look_again(self, relation: Relation) -> None:
+        self._relations[relation.oid] = relation
+        self._targets.pop(relation.oid, None)
 
     def copied(self, relation: Relation, rows: list[Row], lsn: int, chunk: int) -> list[Routed]:
         """Rows of the first copy -> records that stand for themselves. `chunk` is below zero and grows."""

@@ -16,7 +16,7 @@ OTHER = Relation(3, "public", "other", ReplicaIdentity.DEFAULT, COLUMNS[1:])
 
 def lesser_after(*described: Relation | None) -> bool:
     """Whether the root is known to have a lesser partition, after these Relations (None: a row of the root) and a row."""
-    leaves = Leaves()
+    leaves = Leaves(lambda _: None)
     for relation in (*described, None):
         if relation is None:
             leaves.first_row(ROOT.oid)
@@ -44,7 +44,7 @@ def test_a_partition_is_described_right_after_its_root(described: tuple[Relation
 def test_a_partition_is_described_again_after_its_root_was_renamed() -> None:
     """T23: what is known of the other partitions has the old names until their next row."""
     root, leaf = replace(ROOT, identity=ReplicaIdentity.DEFAULT), replace(LEAF, columns=COLUMNS)
-    leaves = Leaves()
+    leaves = Leaves(lambda _: None)
     for each in (leaf, replace(leaf, oid=4)):
         leaves.described(root)
         leaves.described(each)
@@ -55,3 +55,12 @@ def test_a_partition_is_described_again_after_its_root_was_renamed() -> None:
     leaves.described(replace(leaf, columns=renamed))
     leaves.first_row(root.oid)
     assert leaves.lesser(replace(root, columns=renamed), 0) is None
+
+
+def test_who_is_told_of_first_rows_looks_again_at_a_root() -> None:
+    """A root that is described as it was is no change, but its next row may come through a new partition (T25)."""
+    again: list[Relation] = []
+    leaves = Leaves(again.append)
+    for relation in (ROOT, LEAF, OTHER):
+        leaves.described(relation)
+    assert again == [ROOT]
