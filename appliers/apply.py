@@ -38,7 +38,7 @@ from fanout.envelope import Changes, Close, Op, Position, RefillBegin, RefillEnd
 
 # enum members looked up once: on the hot path an attribute of an Enum class costs as much as the work it selects
 _UPSERT, _PATCH, _DELETE, _TRUNCATE = Op.UPSERT, Op.PATCH, Op.DELETE, Op.TRUNCATE
-_INCOMPLETE, _OVERLAY = Op.INCOMPLETE, Op.OVERLAY
+_INCOMPLETE, _OVERLAY, _DISCARD = Op.INCOMPLETE, Op.OVERLAY, Op.DISCARD
 
 
 class Numbered(NamedTuple):
@@ -453,7 +453,7 @@ class Replica:
             self._without_key(plan, run)
         elif op is _UPSERT:
             self._buffer(plan).update(zip(map(plan.key_of, rows), rows, strict=True))
-        elif op is _DELETE:
+        elif op is _DELETE or op is _DISCARD:
             self._buffer(plan).update(dict.fromkeys(map(plan.key_of, rows)))
         elif op is _PATCH:
             self._flush_table(plan)
@@ -542,6 +542,8 @@ class Replica:
             self._cursor.executemany(plan.upsert, rows)
         elif op is _DELETE:
             self._take(plan, rows)
+        elif op is _DISCARD:
+            self._cursor.executemany(plan.delete_one, rows)
         elif op is not Op.REKEY or any(UNCHANGED in new for new in rows[1::2]):
             raise self._row_missing(plan, "An update does not tell which of the rows without a key it changed")
         else:

@@ -29,7 +29,7 @@ class Missing(dict[str, dict[Hashable, frozenset[str]]]):
         if rows is None or plan.key_of is None or run.op is Op.INCOMPLETE:
             return
         match run.op:
-            case Op.UPSERT | Op.DELETE:
+            case Op.UPSERT | Op.DELETE | Op.DISCARD:
                 for row in run.rows:
                     rows.pop(plan.key_of(row), None)
             case Op.PATCH | Op.OVERLAY:

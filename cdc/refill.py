@@ -63,7 +63,8 @@ class Step(enum.Enum):
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """One step. `keys`: just these rows; else the next `limit` ones behind `after`, in the order of the table's key.
 
-    `settle`: wait first until no transaction that may have been streamed already is still on its way to be seen.
+    `settle`: not before every transaction is seen that may have been streamed already when this number was first given; 0:
+    that is so.
     `pause_s`: wait first, because the last try came to nothing.
     """
 
@@ -72,7 +73,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     keys: tuple[tuple[str, ...], ...] = ()
     after: tuple[str, ...] = ()
     limit: int = 1
-    settle: bool = False
+    settle: int = 0
     pause_s: float = 0.0
 
 
@@ -84,6 +85,12 @@ class Look(msgspec.Struct, frozen=True):
     key: tuple[str, ...]
     rows: int
     """As Postgres estimates."""
+
+
+class Busy(msgspec.Struct, frozen=True):
+    """The order cannot be done yet, because of `settle`; another may be done before it."""
+
+    asked: int
 
 
 class Snapshot(msgspec.Struct, frozen=True):

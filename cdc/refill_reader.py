@@ -17,6 +17,7 @@ import os
 import queue
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, LiteralString
 
@@ -30,11 +31,12 @@ from cdc.copy import parse_copy_line, select_rows, table_name
 from cdc.errors import SourceError, SourceMisconfigured, SourceUnavailable
 from cdc.pgoutput import Row
 from cdc.publication import PublishedTable, published_tables
-from cdc.refill import PREFIX, Look, Note, Order, Piece, Snapshot, Step, encode_note, key_of, spool_rows
+from cdc.refill import PREFIX, Busy, Look, Note, Order, Piece, Snapshot, Step, encode_note, key_of, spool_rows
 
 PIECE_BYTES: Final = 256 << 10
 _LOCK_TIMEOUT_MS: Final = 2000
 _LONGEST_PAUSE_S: Final = 1.0
+_SETTLE_S: Final = 0.2
 
 _ANCESTORS = """
 select %(oid)s::bigint union all select relid::oid::bigint from pg_partition_ancestors(%(oid)s::bigint::oid::regclass)
@@ -77,7 +79,7 @@ class RefillReader:
         self._relay = relay
         self._conn: psycopg.Connection[Any] | None = None
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Look | Exception] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Look | Busy | Exception] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         self._number = 0
@@ -85,8 +87,10 @@ class RefillReader:
         """The piece whose transaction is not known to have ended."""
         self.pieces: dict[int, Piece] = {}
         """By number: those whose message may be in the stream. Whoever meets the message takes its piece out."""
-        self.waits_for = ""
-        """What holds up the order at hand, for people; empty when nothing does."""
+        self._unsettled: dict[int, set[str]] = {}
+        """Number of an order's `settle` -> the transactions that are waited for."""
+        self._obstacles: dict[int, str] = {}
+        """Table -> what holds it up."""
         self.wakeup_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Readable when there are answers."""
 
@@ -97,7 +101,7 @@ class RefillReader:
             self._thread.start()
         self._orders.put(order)
 
-    def answers(self) -> Iterator[Look]:
+    def answers(self) -> Iterator[Look | Busy]:
         """What was found by now. Raises SourceError: what the thread could not do, and ended for."""
         try:
             os.eventfd_read(self.wakeup_fd)
@@ -108,6 +112,11 @@ class RefillReader:
             if isinstance(answer, Exception):
                 raise answer
             yield answer
+
+    @property
+    def waits_for(self) -> str:
+        """What holds up an order, for people; empty when nothing does."""
+        return next(iter(self._obstacles.copy().values()), "")
 
     def close(self) -> None:
         """End the thread, and what it waits for."""
@@ -137,7 +146,7 @@ class RefillReader:
             if self._conn is not None:
                 self._conn.close()
 
-    def _answer(self, answer: Look | Exception) -> None:
+    def _answer(self, answer: Look | Busy | Exception) -> None:
         self._answers.put(answer)
         os.eventfd_write(self.wakeup_fd, 1)
 
@@ -159,9 +168,8 @@ class RefillReader:
                 self._pause(0)  # `close` cancels
                 if not isinstance(error, SourceUnavailable) and not isinstance(error.__cause__, _CHANGES):
                     raise
-                self.waits_for = error.message
+                self._obstacles[order.oid] = error.message
             else:
-                self.waits_for = ""
                 return
             if self._was_met():
                 return
@@ -189,10 +197,13 @@ class RefillReader:
         if order.step is Step.LOOK or table is None:
             key = () if table is None else _key(conn, table)
             relation = None if table is None else table.relation
+            self._obstacles.pop(order.oid, None)
             self._answer(Look(order.oid, relation, key, 0 if table is None else table.rows))
             return
-        if order.settle:
-            self._settle(conn, order.oid)
+        if order.settle and not self._settle(conn, order):
+            self._answer(Busy(order.oid))
+            return
+        self._obstacles.pop(order.oid, None)
         with conn.transaction():
             conn.execute("set transaction isolation level repeatable read")
             mode = "share" if order.step is Step.WHOLE else "access share"
@@ -233,26 +244,27 @@ class RefillReader:
                 mode=mode,
             ) from error
 
-    def _settle(self, conn: psycopg.Connection[Any], oid: int) -> None:
-        """Wait until whatever wrote the table before this call is in every new snapshot.
+    def _settle(self, conn: psycopg.Connection[Any], order: Order) -> bool:
+        """Whether all that wrote the table when this was first asked for is in every new snapshot; waits a moment for it.
 
         A transaction holds its lock on the table until it is seen by all, also one that has committed and been streamed
-        but waits for its standby; so those that hold one now are waited for. An idle one has not committed.
+        but waits for its standby; so those that hold one are waited for. An idle one has not committed.
         """
-        left: set[str] | None = None
-        pause_s = 0.001
+        pause_s, until = 0.001, time.monotonic() + _SETTLE_S
         while True:
-            rows = conn.execute(_WRITERS, {"oid": oid}).fetchall()
+            rows = conn.execute(_WRITERS, {"oid": order.oid}).fetchall()
             busy = {transaction: pid for transaction, pid, state in rows if not state.startswith("idle in transaction")}
-            left = set(busy) if left is None else left & busy.keys()
+            left = busy.keys() & self._unsettled.get(order.settle, busy.keys())
             if not left:
-                self.waits_for = ""
-                return
-            if pause_s > 0.1:
+                self._unsettled.pop(order.settle, None)
+                return True
+            self._unsettled[order.settle] = set(left)
+            if time.monotonic() >= until:
                 name = min(left)
-                self.waits_for = f"transaction {name} of process {busy[name]}, which writes the table"
+                self._obstacles[order.oid] = f"transaction {name} of process {busy[name]}, which writes the table"
+                return False
             self._pause(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, 0.1)
 
     def _read(self, conn: psycopg.Connection[Any], table: PublishedTable, piece: Piece) -> None:
         order = piece.order

@@ -69,6 +69,7 @@ class Op(enum.IntEnum):
 
     INCOMPLETE  rows: [new, ...]     new here, with unchanged values: to be shown only when later records have brought them
     OVERLAY     rows: [new, ...]     a PATCH; whoever lacks the row passes it over: a refill brings the row
+    DISCARD     rows: [old, ...]     a DELETE; whoever lacks the row passes it over: a refill would have brought it
     """
 
     UPSERT = 0
@@ -78,6 +79,7 @@ class Op(enum.IntEnum):
     TRUNCATE = 4
     INCOMPLETE = 5
     OVERLAY = 6
+    DISCARD = 7
 
 
 class Run(msgspec.Struct, array_like=True, gc=False):

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from cdc.pgoutput import UNCHANGED, Delete, Entry, Insert, Row, Truncate, Update
-from cdc.refill import Look, Order, Piece, RefillRequest, Snapshot, Step, decode_note, identity_of, key_of
+from cdc.refill import Busy, Look, Order, Piece, RefillRequest, Snapshot, Step, decode_note, identity_of, key_of
 from cdc.relation import Relation
 from cdc.transaction import Transaction
 from fanout.envelope import Refill
@@ -123,6 +123,8 @@ class _Table(msgspec.Struct):
     read_all: bool = False
     look: Look | None = None
     tracker: Tracker | None = None
+    settling: int = 0
+    """Number of the tracker while transactions from before it may be unseen; 0 once they are not."""
     limit: int = _FIRST_ROWS
     repeats: int = 0
     rows: int = 0
@@ -165,6 +167,7 @@ class Refills:
         self._tables: dict[int, _Table] = {}
         self._busy: int | None = None
         """The table of the order at hand."""
+        self._trackers = 0
         self.tracked: dict[int, Tracker] = {}
         """By oid; empty: `note` has nothing to do."""
         for refill in pending:
@@ -219,10 +222,11 @@ class Refills:
     # --- orders ---
 
     def next(self) -> Order | None:
-        """The next order, when none is on its way. Rows that are asked for by key come first: tenants may wait for them."""
+        """The next order, when none is on its way. Rows that are asked for by key come first: tenants may wait for them.
+        What cannot be had for now comes last."""
         if self._busy is not None or not self._tables:
             return None
-        table = next((t for t in self._tables.values() if t.keys), None) or next(iter(self._tables.values()))
+        table = min(self._tables.values(), key=lambda table: (table.repeats > 3, not table.keys))
         self._busy = table.oid
         return self._order(table)
 
@@ -233,21 +237,32 @@ class Refills:
             return Order(oid=oid, step=Step.LOOK, pause_s=pause_s)
         if not table.look.key:
             return Order(oid=oid, step=Step.WHOLE, pause_s=pause_s)
-        settle = table.tracker is None
         if table.keys:
             self._track(table)
             keys = tuple(table.keys)[: table.limit]
-            return Order(oid=oid, step=Step.ROWS, keys=keys, settle=settle, pause_s=pause_s)
+            return Order(oid=oid, step=Step.ROWS, keys=keys, settle=table.settling, pause_s=pause_s)
         if table.replace and not table.begun:
             return Order(oid=oid, step=Step.BEGIN)
         if not table.read_all:
             self._track(table)
-            return Order(oid=oid, step=Step.ROWS, after=table.after, limit=table.limit, settle=settle, pause_s=pause_s)
+            return Order(
+                oid=oid, step=Step.ROWS, after=table.after, limit=table.limit, settle=table.settling, pause_s=pause_s
+            )
         return Order(oid=oid, step=Step.END)
 
     def _track(self, table: _Table) -> None:
         if table.tracker is None and table.look is not None and table.look.relation is not None:
             table.tracker = self.tracked[table.oid] = Tracker(identity_of(table.look.relation, table.look.key))
+            self._trackers += 1
+            table.settling = self._trackers
+
+    def put_off(self, busy: Busy) -> None:
+        """The answer to an order that cannot be done yet."""
+        self._busy = None
+        table = self._tables.pop(busy.asked, None)
+        if table is not None:
+            table.repeats += 1
+            self._tables[busy.asked] = table  # behind the others
 
     def looked(self, look: Look, *, wanted: bool) -> None:
         """The answer to an order that put nothing into the stream. `wanted`: the table's rows go to somebody."""
@@ -256,8 +271,13 @@ class Refills:
         if table is None:
             return
         self.tracked.pop(look.asked, None)
+        if look.relation is None and table.keys:
+            # tenants wait for rows of a table that has left the publication: it may come back
+            table.look, table.tracker, table.repeats = None, None, table.repeats + 1
+            self._tables[look.asked] = table
+            return
         if look.relation is None or not wanted:
-            return  # it has left the publication: nothing can be read, and a table that comes back is asked for again
+            return  # nothing can be read, or for nobody; a table that comes back is asked for again
         # of a partition whose rows are published as its root's, the root is what is read
         root = self._tables.setdefault(look.relation.oid, table)
         if root is not table:
@@ -330,6 +350,7 @@ class Refills:
         if tracker is None or unseen is None:
             table.repeats += 1
             return False
+        table.settling = 0
         tracker.forget(piece.snapshot)
         identity, last = piece.identity, piece.rows[-1] if piece.rows else None
         keyed = [(key_of(piece.relation, identity, row), row) for row in piece.rows]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cdc import failpoints
-from cdc.refill import RefillRequest
+from cdc.refill import Busy, RefillRequest
 from cdc.refill_reader import RefillReader
 from fanout.envelope import Refill
 from fanout.refill import Progressing, Refills
@@ -35,8 +35,11 @@ class Refilling:
         """Note what was found, and give out the next order. Raises SourceError, TenantColumnMissing."""
         if not self.refills.active:
             return
-        for look in self._reader.answers():
-            self.refills.looked(look, wanted=look.relation is not None and router.wants(look.relation))
+        for answer in self._reader.answers():
+            if isinstance(answer, Busy):
+                self.refills.put_off(answer)
+            else:
+                self.refills.looked(answer, wanted=answer.relation is not None and router.wants(answer.relation))
         order = self.refills.next()
         if order is not None:
             failpoints.hit("relay.refill-ordered")

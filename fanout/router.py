@@ -297,13 +297,20 @@ class Router:
             # its values would be those of a row that replicas may still lack or hold incomplete: what is asked for has
             # the key that it had
             known = self._brought(target, before, old) if change.partial else None
-            self._add(target, before, _DELETE, old, full=full)
+            if full and self._covers(target):
+                self._discard(target, before, old)
+            else:
+                self._add(target, before, _DELETE, old, full=full)
             if known is not None:
                 new = [was if value is UNCHANGED else value for value, was in zip(new, known, strict=True)]
             if UNCHANGED in new:
                 self._incomplete(target, tenant, new)
             else:
                 self._add(target, tenant, _UPSERT, new)
+            return
+        if full and self._covers(target):
+            self._discard(target, tenant, old)
+            self._add(target, tenant, _UPSERT, new)
             return
         self._add(target, tenant, Op.REKEY, new, old, full)
 
@@ -323,6 +330,11 @@ class Router:
             return
         self._newer.add(tenant if type(tenant) is str else _SHARED)
         self._add(target, tenant, Op.OVERLAY, new)
+
+    def _discard(self, target: _Target, tenant: Value, old: Row) -> None:
+        """Where rows have no key, to delete one that is not there yet would be an error."""
+        self._newer.add(tenant if type(tenant) is str else _SHARED)
+        self._add(target, tenant, Op.DISCARD, old, full=True)
 
     def _incomplete(self, target: _Target, tenant: Value, new: Row) -> None:
         """A row that is new to its tenant and lacks values: they are asked for."""
@@ -410,7 +422,11 @@ class Router:
         if not target.carried:
             self._require_told(target, change.old, "A DELETE does not carry the tenant column")
         tenant = change.old[index] if index >= 0 else target.tenant
-        self._add(target, tenant, _DELETE, change.old, full=change.old_is_full and target.carried)
+        full = change.old_is_full and target.carried
+        if full and self._covers(target):
+            self._discard(target, tenant, change.old)
+        else:
+            self._add(target, tenant, _DELETE, change.old, full=full)
 
     def _require_told(self, target: _Target, old: Row | None, message: str) -> None:
         """Raises TenantKeyMissing unless this old row holds what is needed. NULL in it means "not sent" as well: no

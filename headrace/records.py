@@ -185,7 +185,7 @@ def _run(run: Run, schemas: Mapping[int, Schema]) -> dict[str, Any]:
         pairs = zip(run.rows[::2], run.rows[1::2], strict=True)
         rows: list[Any] = [{"old": named(old, old=True), "new": named(new, old=False)} for old, new in pairs]
     else:
-        rows = [named(row, old=run.op == Op.DELETE) for row in run.rows]
+        rows = [named(row, old=run.op in (Op.DELETE, Op.DISCARD)) for row in run.rows]
     return {"table": _table(run.schema, schemas), "op": Op(run.op).name.lower(), "rows": rows}
 
 

@@ -96,6 +96,7 @@ SAMPLES: dict[str, Envelope] = {
         [
             Run(Op.INCOMPLETE, 5, False, [["acme", "7", UNCHANGED, None]]),
             Run(Op.OVERLAY, 5, False, [["acme", "8", UNCHANGED, "x"]]),
+            Run(Op.DISCARD, 6, True, [["acme", "8", "a", "b"]]),
         ],
     ),
     "changes of the first copy": Changes(
@@ -226,7 +227,7 @@ def test_another_version_is_refused(value: bytes) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [[], [99, 1, 2], [1, 1], ["1"], {"a": 1}, [4, 1, 2, 3, 4, 5, 6, "x"], [1, 1, 1, 0, True, 1, 1, 1, [[9, 1, False, []]]]],
+    [[], [99, 1, 2], [1, 1], ["1"], {"a": 1}, [4, 1, 2, 3, 4, 5, 6, "x"], [1, 1, 1, 0, True, 1, 1, 1, [[99, 1, False, []]]]],
 )
 def test_a_broken_body_is_refused(body: object) -> None:
     """An unknown kind or operation, missing fields, or fields of another type."""
