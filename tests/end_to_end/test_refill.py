@@ -281,6 +281,7 @@ def unseen_commits(database: Database) -> Iterator[Callable[[LiteralString], psy
     admin.execute(f"alter database {database.name} set synchronous_commit = local".encode())
     admin.execute("alter system set synchronous_standby_names = 'nobody'")
     admin.execute("select pg_reload_conf()")
+    wait_until(lambda: commits_wait(database), "commits wait for a standby")
     threads = []
     made = []
 
@@ -300,6 +301,22 @@ def unseen_commits(database: Database) -> Iterator[Callable[[LiteralString], psy
         for thread, conn in zip(threads, made, strict=True):
             thread.join(20)
             conn.close()
+
+
+def commits_wait(database: Database) -> bool:
+    """Whether the server has taken the setting in: its checkpointer does so a moment later."""
+    with psycopg.connect(database.dsn, autocommit=True) as conn, psycopg.connect(database.dsn, autocommit=True) as other:
+        conn.execute("set synchronous_commit = on")
+        emit = "select pg_logical_emit_message(true, 'probe', '')"
+        thread = threading.Thread(target=conn.execute, args=(emit,), daemon=True)
+        thread.start()
+        event = "select wait_event = 'SyncRep' from pg_stat_activity where pid = %s"
+        pid = conn.info.backend_pid
+        wait_until(lambda: not thread.is_alive() or other.execute(event, [pid]).fetchone() == (True,), "it waits, or not")
+        waits = thread.is_alive()
+        conn.cancel()
+        thread.join()
+        return waits
 
 
 def n_of(running: Running, number: int) -> int:
