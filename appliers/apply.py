@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 import apsw
 import msgspec
 
-from appliers import position, replica
+from appliers import migration, position, replica
 from appliers.catalog import Catalog
 from appliers.errors import PositionGap, RecordRefused, RowMissing
 from appliers.missing import Missing
 from appliers.position import position_of
 from appliers.replica import Template
-from appliers.table import Plan, quote
+from appliers.table import NOTES_PREFIX, Plan, quote
 from cdc import failpoints
 from cdc.pgoutput import UNCHANGED, Row
 from fanout.envelope import Changes, Close, Op, Position, RefillBegin, RefillEnd, Run, Truncate
@@ -290,16 +290,38 @@ class Replica:
         with self._rolled_back():
             if not self._is_next(_Part(at, record.relay, record.number, True, partition, offset)):
                 return
-            here = replica.shapes(self._conn)
+            here = migration.shapes(self._conn)
             for plan in map(self._catalog.plan, record.schemas):
-                if plan.name in here:
-                    self._empty(plan)
+                if plan.relation.oid in here:
+                    self._empty(here[plan.relation.oid].name)
+
+    def follow(self) -> None:
+        """Bring every table to its present shape, when no record is going to; tables that the source has no more go. The
+        position stays. Not in the midst of a transaction. Raises as `apply`."""
+        with self._rolled_back():
+            if self._shared:
+                self._begin()
+            here = migration.shapes(self._conn)
+            plans = self._catalog.current(shared=self._shared)
+            # whose a tenant's own table is, only its rows tell
+            mine = [plan for plan in plans if not plan.own or plan.relation.oid in here]
+            behind = [plan for plan in mine if here.get(plan.relation.oid) != (plan.name, plan.shape)]
+            gone = [shape.name for oid, shape in here.items() if not self._catalog.belongs(oid, shared=self._shared)]
+            if behind or gone:
+                self._begin()
+                self._plans.clear()
+                for name in gone:
+                    migration.drop_table(self._conn, name)
+                for plan in behind:
+                    migration.migrate(self._conn, plan, self._catalog.is_there)
+            self._commit()
 
     def holds_rows(self, digests: Sequence[int]) -> bool:
         """Whether any of these tables is here and not empty. Raises as `apply`."""
         with self._rolled_back():
-            here = replica.shapes(self._conn)
-            names = [name for name in (self._catalog.plan(digest).name for digest in digests) if name in here]
+            here = migration.shapes(self._conn)
+            oids = [self._catalog.plan(digest).relation.oid for digest in digests]
+            names = [here[oid].name for oid in oids if oid in here]
             return any(self._conn.execute(f"select exists (select 1 from {quote(name)})").get for name in names)
 
     def close_transaction(self, record: Close) -> None:
@@ -358,7 +380,7 @@ class Replica:
         with self._rolled_back():
             plan = self._catalog.plan(record.schema)
             known = at <= self._target[0] or at.generation > self._target[0].generation
-            if known or not plan.key or replica.source_of(self._conn, plan.name) != plan.relation.oid:
+            if known or not plan.key or plan.relation.oid not in migration.shapes(self._conn):
                 yield None
                 return
             if self._open is not None:
@@ -434,13 +456,17 @@ class Replica:
         if self._plans.get(digest) is not plan:
             self._flush()
             self._begin()
-            if replica.shapes(self._conn).get(plan.name) != plan.shape:
-                replica.migrate(self._conn, plan)
+            oid = plan.relation.oid
+            was = migration.shapes(self._conn).get(oid)
+            if was != (plan.name, plan.shape):
+                migration.migrate(self._conn, plan, self._catalog.is_there)
+                if was is not None:
+                    self._missing.renamed(was.name, plan.name)
                 self._missing.reshaped(plan)
             self._noted.discard(plan.name)
             if plan.key and replica.has_notes(self._conn, plan):
                 self._noted.add(plan.name)
-            self._plans = {d: p for d, p in self._plans.items() if p.name != plan.name}
+            self._plans = {d: p for d, p in self._plans.items() if p.name != plan.name and p.relation.oid != oid}
             self._plans[digest] = plan
         return plan
 
@@ -448,7 +474,7 @@ class Replica:
         plan = self._plan(run.schema)
         op, rows = run.op, run.rows
         if op is _TRUNCATE:
-            self._empty(plan)
+            self._empty(plan.name)
         elif plan.key_of is None:
             self._without_key(plan, run)
         elif op is _UPSERT:
@@ -497,12 +523,12 @@ class Replica:
             named: list[Any] = list(buffer)
             self._cursor.executemany(plan.forget_note, [(key,) for key in named] if plan.single_key else named)
 
-    def _empty(self, plan: Plan) -> None:
-        self._pending.pop(plan.name, None)
-        self._cursor.execute(f"delete from {quote(plan.name)}")
-        self._missing.emptied(plan.name)
-        if plan.name in self._noted:
-            self._cursor.execute(f"delete from {quote(plan.notes)}")
+    def _empty(self, name: str) -> None:
+        self._pending.pop(name, None)
+        self._cursor.execute(f"delete from {quote(name)}")
+        self._missing.emptied(name)
+        if name in self._noted:
+            self._cursor.execute(f"delete from {quote(NOTES_PREFIX + name)}")
 
     def _insert_incomplete(self, plan: Plan, run: Run) -> None:
         """NULL stands for what a row lacks until it is complete; it is not committed before."""

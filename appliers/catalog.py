@@ -1,18 +1,27 @@
-"""What an applier knows of the source's tables: Schema records by digest, facts by oid, and the plans made of them.
+"""What an applier knows of the source's tables: Schema records by digest, and the plans made of them.
 
-Grown only by records of the log (Schema, Catalog); persisted by `appliers.state`, so that an applier that starts in
-the middle of the log knows the tables that were announced before.
+A digest names a table's shape with its facts, so that rows are applied under what held when they were written, however
+much later that is. Which shape is the newest only decides what idle replicas are brought to (`appliers.follow`).
+
+Grown only by records of the log (Schema, Dropped, and Catalog of older relays); persisted by `appliers.state`, so that an
+applier that starts in the middle of the log knows the tables that were announced before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final, TypeAlias
 
 from appliers.table import Plan
 from appliers.types import As
 from cdc.facts import TableFacts
-from fanout.envelope import Schema
+from fanout.envelope import Dropped, Schema
 from fanout.errors import LogTrimmed
+
+Place: TypeAlias = tuple[int, int, int]
+"""(generation, commit_lsn, number): Schema and Dropped records in the order of the stream."""
+
+_NEVER: Final[Place] = (0, 0, -1)
 
 
 class Catalog:
@@ -24,16 +33,27 @@ class Catalog:
         self._facts: dict[int, TableFacts] = {}
         self._facts_at = (0, 0)
         self._plans: dict[int, Plan] = {}
+        self._newest: dict[int, Schema] = {}
+        self._dropped: dict[int, Place] = {}
         self.version = 0
+        self.place: Place = _NEVER
+        """Where the log told of the last change."""
 
     def note_schema(self, schema: Schema) -> bool:
         """A Schema record; False when it says nothing new."""
         before = self._schemas.get(schema.digest)
         if before is not None and _place(before) >= _place(schema):
             return False
+        oid = schema.relation.oid
+        newest = self._newest.get(oid)
+        same = newest is not None and (newest.generation, newest.digest) == (schema.generation, schema.digest)
+        if same and self.is_there(oid):
+            return False  # said again
         self._schemas[schema.digest] = schema
         self._plans.pop(schema.digest, None)
-        self.version += 1
+        if newest is None or _place(newest) <= _place(schema):
+            self._newest[oid] = schema
+        self._moved(_place(schema))
         return True
 
     def note_facts(self, generation: int, commit_lsn: int, tables: Iterable[TableFacts]) -> bool:
@@ -49,6 +69,20 @@ class Catalog:
         self.version += 1
         return True
 
+    def note_dropped(self, dropped: Dropped) -> bool:
+        """A Dropped record; False when it says nothing new."""
+        place = (dropped.generation, dropped.commit_lsn, dropped.number)
+        news = [oid for oid in dropped.oids if self._dropped.get(oid, place) <= place and self.is_there(oid)]
+        for oid in news:
+            self._dropped[oid] = place
+        if news:
+            self._moved(place)
+        return bool(news)
+
+    def _moved(self, place: Place) -> None:
+        self.version += 1
+        self.place = max(self.place, place)
+
     def plan(self, digest: int) -> Plan:
         """The plan for rows of this digest. Raises LogTrimmed when its Schema record was never read."""
         plan = self._plans.get(digest)
@@ -56,20 +90,27 @@ class Catalog:
             schema = self._schemas.get(digest)
             if schema is None:
                 raise LogTrimmed("Rows of a shape whose Schema record is not in the log any more", digest=digest)
-            plan = self._plans[digest] = Plan(schema, self._facts.get(schema.relation.oid), self._overrides)
+            facts = schema.facts or self._facts.get(schema.relation.oid)
+            plan = self._plans[digest] = Plan(schema, facts, self._overrides)
         return plan
+
+    def is_there(self, oid: int) -> bool:
+        """Whether the source has the table, in the newest generation, as far as is known."""
+        newest = self._newest.get(oid)
+        return newest is not None and newest.generation == self.place[0] and _place(newest) > self._dropped.get(oid, _NEVER)
 
     def current(self, *, shared: bool) -> list[Plan]:
         """The present shape of every table of a tenant's replica, or of the shared one, in the newest generation."""
-        generation = max((schema.generation for schema in self._schemas.values()), default=0)
-        newest: dict[str, Schema] = {}
-        for schema in self._schemas.values():
-            before = newest.get(schema.name)
-            wanted = schema.shared if shared else schema.tenants
-            if wanted and schema.generation == generation and (before is None or _place(before) <= _place(schema)):
-                newest[schema.name] = schema
-        return [self.plan(schema.digest) for schema in newest.values()]
+        there = [schema for oid, schema in self._newest.items() if self.is_there(oid)]
+        # of two with one name, the older is dropped, or called otherwise, as somebody is about to tell; but tenants' own
+        # tables have the same name rightly
+        named = {(s.name, "" if s.tenant_column else s.relation.schema): s for s in sorted(there, key=_place)}
+        return [self.plan(s.digest) for s in named.values() if (s.shared if shared else s.tenants)]
+
+    def belongs(self, oid: int, *, shared: bool) -> bool:
+        """Whether a replica is to have the table."""
+        return self.is_there(oid) and (self._newest[oid].shared if shared else self._newest[oid].tenants)
 
 
-def _place(schema: Schema) -> tuple[int, int]:
-    return schema.generation, schema.commit_lsn
+def _place(schema: Schema) -> Place:
+    return schema.generation, schema.commit_lsn, schema.number

@@ -56,6 +56,11 @@ class Missing(dict[str, dict[Hashable, frozenset[str]]]):
         if rows:
             self[plan.name] = rows
 
+    def renamed(self, table: str, to: str) -> None:
+        """The table is called otherwise now."""
+        if table != to and table in self:
+            self[to] = self.pop(table)
+
     def emptied(self, table: str) -> None:
         """The table was truncated."""
         self.pop(table, None)

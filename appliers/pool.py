@@ -33,6 +33,10 @@ class Pool:
             self._warm.move_to_end(tenant)
         return replica
 
+    def warm(self, tenant: str) -> Replica | None:
+        """The tenant's replica if it is open."""
+        return self._warm.get(tenant)
+
     def _make_room(self) -> None:
         for tenant, replica in list(self._warm.items()) if len(self._warm) >= self._limit else ():
             if len(self._warm) < self._limit:

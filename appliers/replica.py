@@ -1,4 +1,4 @@
-"""One tenant's SQLite file, opened to be written: creation from a template, pragmas, recognition, migration.
+"""One tenant's SQLite file, opened to be written: creation from a template, pragmas, recognition.
 
 The file is an ordinary SQLite database in WAL mode that stock SQLite opens. Beside the source's tables it holds
 
@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import apsw
-import msgspec
 
-from appliers import position, types
+from appliers import migration, position, types
 from appliers.catalog import Catalog
 from appliers.errors import ReplicaCorrupt, ReplicaForeign, SchemaDrift, StorageUnavailable
 from appliers.place import SUFFIX
@@ -35,15 +34,7 @@ FORMAT: Final = 2
 
 _CREATE = f"""
 create table _headrace_meta (name text primary key, value text not null) strict, without rowid;
-create table _headrace_tables (
-  name text primary key, shape integer not null, source_oid integer not null, source_schema text not null,
-  source_table text not null, primary_key text not null
-) strict, without rowid;
-create table _headrace_columns (
-  table_name text not null, ordinal integer not null, name text not null, type_oid integer not null,
-  type_name text not null, typmod integer not null, source_name text not null, stored_as text,
-  primary key (table_name, ordinal)
-) strict, without rowid;
+{migration.CREATE}
 {position.CREATE}
 """
 
@@ -94,8 +85,9 @@ class Template:
                 conn.pragma("application_id", APPLICATION_ID)
                 conn.pragma("user_version", FORMAT)
                 conn.execute(_CREATE)
-                for plan in self._catalog.current(shared=self._shared):
-                    create_table(conn, plan)
+                named = {plan.name: plan for plan in self._catalog.current(shared=self._shared)}
+                for plan in named.values():
+                    migration.create_table(conn, plan)
             conn.close()
             self._content = path.read_bytes()
             path.unlink()
@@ -203,11 +195,6 @@ def tenant_of(path: Path) -> str | None:
         raise storage_error(error, path) from error
 
 
-def shapes(conn: apsw.Connection) -> dict[str, int]:
-    """Table -> its `Plan.shape` as the replica has it now."""
-    return {str(name): int(shape) for name, shape in conn.execute("select name, shape from _headrace_tables")}
-
-
 def has_notes(conn: apsw.Connection, plan: Plan) -> bool:
     """Whether a refill of the plan's table has begun here. Notes of another key are of no use: they are dropped."""
     made = conn.execute("select sql from sqlite_schema where name = ?", (plan.notes,)).get
@@ -216,104 +203,8 @@ def has_notes(conn: apsw.Connection, plan: Plan) -> bool:
     return bool(made == plan.create_notes)
 
 
-def source_of(conn: apsw.Connection, name: str) -> int | None:
-    """The oid of the source's table that is called so here; None without one."""
-    found: int | None = conn.execute("select source_oid from _headrace_tables where name = ?", (name,)).get
-    return found
-
-
-def create_table(conn: apsw.Connection, plan: Plan) -> None:
-    """The table of a plan with its indexes and its rows of metadata."""
-    conn.execute(plan.create_table(plan.name))
-    _sync_indexes(conn, plan)
-    _note_shape(conn, plan)
-
-
-def migrate(conn: apsw.Connection, plan: Plan) -> None:
-    """Bring a table to the plan's shape, rows kept: columns by name, the table made again where its key or a type changed.
-
-    The caller has the SQLite transaction open. Columns that are new hold NULL: Postgres sends no rows for them.
-    """
-    columns: list[Any] = conn.execute(f"pragma table_info({quote(plan.name)})").fetchall()
-    oid = conn.execute("select source_oid from _headrace_tables where name = ?", (plan.name,)).get
-    if columns and oid not in (None, plan.relation.oid):
-        # dropped and made again under its name: the rows were another table's (cases.md R20)
-        conn.execute(f"drop table {quote(plan.name)}")
-        columns = []
-    if not columns:
-        create_table(conn, plan)
-        return
-    had = {row[1]: row[2].upper() for row in columns}
-    had_key = tuple(row[1] for row in sorted(columns, key=lambda row: row[5]) if row[5])
-    wanted = {name: declared.upper() for name, declared in plan.columns}
-    kept = [name for name in wanted if name in had]
-    _sync_indexes(conn, plan, existing=had.keys() & wanted.keys())
-    if had_key != plan.key or any(had[name] != wanted[name] for name in kept):
-        _rebuild(conn, plan, kept)
-    else:
-        for name in had.keys() - wanted.keys():
-            conn.execute(f"alter table {quote(plan.name)} drop column {quote(name)}")
-        for name in (name for name in wanted if name not in had):
-            conn.execute(f"alter table {quote(plan.name)} add column {quote(name)} {wanted[name]}")
-    _sync_indexes(conn, plan)
-    _note_shape(conn, plan)
-
-
 def clear(conn: apsw.Connection) -> None:
     """Take every row of the source's tables out; the caller has the SQLite transaction open."""
-    for name in shapes(conn):
-        conn.execute(f"delete from {quote(name)}")
-        conn.execute(f"drop table if exists {quote(NOTES_PREFIX + name)}")
-
-
-def _rebuild(conn: apsw.Connection, plan: Plan, kept: Iterable[str]) -> None:
-    temporary = "_headrace_rebuild"
-    columns = ", ".join(map(quote, kept))
-    conn.execute(plan.create_table(temporary))
-    conn.execute(f"insert into {quote(temporary)} ({columns}) select {columns} from {quote(plan.name)}")
-    conn.execute(f"drop table {quote(plan.name)}")
-    conn.execute(f"alter table {quote(temporary)} rename to {quote(plan.name)}")
-
-
-def _sync_indexes(conn: apsw.Connection, plan: Plan, existing: Collection[str] | None = None) -> None:
-    """Drop what the plan has not, make what it has; with `existing`, only over those columns yet."""
-    rows = conn.execute(
-        "select name, sql from sqlite_schema where type = 'index' and tbl_name = ? and sql is not null", (plan.name,)
-    )
-    found = {str(name): str(statement) for name, statement in rows}
-    wanted = {
-        index.name: index.statement
-        for index in plan.indexes
-        if existing is None or all(column in existing for column in index.columns)
-    }
-    for name, statement in found.items():
-        if wanted.get(name) != statement:
-            conn.execute(f"drop index {quote(name)}")
-    for name, statement in wanted.items():
-        if found.get(name) != statement:
-            conn.execute(statement)
-
-
-def _note_shape(conn: apsw.Connection, plan: Plan) -> None:
-    relation = plan.relation
-    conn.execute(
-        "insert or replace into _headrace_tables values (?, ?, ?, ?, ?, ?)",
-        (
-            plan.name,
-            plan.shape,
-            relation.oid,
-            relation.schema,
-            relation.table,
-            msgspec.json.encode(plan.key).decode(),
-        ),
-    )
-    conn.execute("delete from _headrace_columns where table_name = ?", (plan.name,))
-    conn.executemany(
-        "insert into _headrace_columns values (?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (plan.name, number, name, column.type_oid, column.type_name, column.typmod, column.name, stored_as)
-            for number, (name, column, stored_as) in enumerate(
-                zip(plan.names, relation.columns, plan.stored_as, strict=True)
-            )
-        ],
-    )
+    for shape in migration.shapes(conn).values():
+        conn.execute(f"delete from {quote(shape.name)}")
+        conn.execute(f"drop table if exists {quote(NOTES_PREFIX + shape.name)}")

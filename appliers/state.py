@@ -1,7 +1,8 @@
 """What the appliers of one directory remember beside the replicas: `state.db`, one row a partition.
 
     partitions   the offset from which a partition must be read again; its generation; how far the source is
-    schemas, facts   the tables, so that reading may start in the middle of the log
+    schemas, facts, dropped   the tables, so that reading may start in the middle of the log
+    followed     up to which change of the tables all replicas of a partition have their shapes (`appliers.follow`)
     quarantine   tenants that stopped, each with the place of its record and the reason
     replicas     the tenants that have a file, by generation (`appliers.roster`)
 
@@ -22,11 +23,11 @@ from typing import Any, Final
 import apsw
 import msgspec
 
-from appliers.catalog import Catalog
+from appliers.catalog import Catalog, Place
 from appliers.errors import PartitionInUse, StateForeign, StorageUnavailable
 from appliers.place import partition_directory
 from cdc.facts import TableFacts
-from fanout.envelope import Schema
+from fanout.envelope import Dropped, Schema
 from fanout.errors import LogReplaced, PartitionCountChanged
 from fanout.log.interface import BEGINNING
 
@@ -46,6 +47,12 @@ create table facts (id integer primary key check (id = 1), generation integer, c
 create table quarantine (
   tenant text primary key, partition integer not null, offset integer not null, position text not null,
   error text not null, reason text not null, hint text not null, since_ms integer not null
+) strict;
+create table dropped (
+  oid integer primary key, generation integer not null, commit_lsn integer not null, number integer not null
+) strict;
+create table followed (
+  partition integer primary key, generation integer not null, commit_lsn integer not null, number integer not null
 ) strict;
 create table replicas (tenant text primary key, partition integer not null, generation integer not null) strict;
 """
@@ -172,6 +179,8 @@ class State:
                 catalog.note_schema(msgspec.msgpack.decode(body, type=Schema))
             for generation, commit_lsn, body in self._conn.execute("select generation, commit_lsn, body from facts"):
                 catalog.note_facts(generation, commit_lsn, msgspec.msgpack.decode(body, type=list[TableFacts]))
+            for oid, generation, commit_lsn, number in self._conn.execute("select * from dropped"):
+                catalog.note_dropped(Dropped(generation, commit_lsn, number, [oid]))
 
     def save_schema(self, schema: Schema) -> None:
         """A Schema record that said something new."""
@@ -185,6 +194,23 @@ class State:
         self._write(
             "insert or replace into facts values (1, ?, ?, ?)", (generation, commit_lsn, msgspec.msgpack.encode(tables))
         )
+
+    def save_dropped(self, dropped: Dropped) -> None:
+        """A Dropped record that said something new."""
+        for oid in dropped.oids:
+            place = (dropped.generation, dropped.commit_lsn, dropped.number)
+            self._write("insert or replace into dropped values (?, ?, ?, ?)", (oid, *place))
+
+    def followed(self) -> dict[int, Place]:
+        """Partition -> the place in the log up to which its replicas have followed."""
+        with _translated(self._path):
+            rows: list[Any] = self._conn.execute("select * from followed").fetchall()
+        return {partition: (generation, commit_lsn, number) for partition, generation, commit_lsn, number in rows}
+
+    def save_followed(self, places: Mapping[int, Place]) -> None:
+        """Called behind the barrier only, for what it has made durable."""
+        for partition, place in places.items():
+            self._write("insert or replace into followed values (?, ?, ?, ?)", (partition, *place))
 
     def partitions(self, wanted: Iterable[int]) -> dict[int, PartitionState]:
         """The saved state of these partitions; one never read starts at the beginning."""

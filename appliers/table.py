@@ -90,10 +90,17 @@ class Plan:
         self.name = schema.name
         self.facts = facts
         self._constant = schema.tenant_column
+        self.own = schema.tenants and not schema.tenant_column
+        """Whether it is one tenant's alone; another tenant's may have the same name."""
         self.stored_as = [overrides.get(f"{relation.name}.{column.name}") for column in relation.columns]
         self._mappings = [map_column(c, override) for c, override in zip(relation.columns, self.stored_as, strict=True)]
         self.names = distinct([column.name for column in relation.columns])
         """The columns' names in a replica."""
+        told = facts.columns if facts is not None and len(facts.columns) == len(relation.columns) else ()
+        self.attnums = [column.attnum for column in told] or [0] * len(relation.columns)
+        """The columns' numbers in the source; 0: not known."""
+        self.missing = [column.missing for column in told] or [None] * len(relation.columns)
+        """What rows hold that are older than the column, as Postgres' text."""
         positions = {column.name: number for number, column in enumerate(relation.columns)}
         key = sorted(primary_key(relation, facts), key=self._constant.__eq__)
         self._key_positions = [positions[name] for name in key]
@@ -151,7 +158,8 @@ class Plan:
 
     # --- rows ---
 
-    def _bind(self, position: int, parameter: str | None = None) -> str:
+    def bind(self, position: int, parameter: str | None = None) -> str:
+        """The SQL that makes the stored value of a column, by its number, from Postgres' text."""
         return self._mappings[position].bind.format(parameter or f"?{position + 1}")
 
     @cached_property
@@ -159,7 +167,7 @@ class Plan:
         """One row, whole: inserted, or put in the place of the row with its key."""
         count = len(self.relation.columns)
         names = ", ".join(map(quote, self.names))
-        values = ", ".join(self._bind(position) for position in range(count))
+        values = ", ".join(self.bind(position) for position in range(count))
         insert = f"insert into {quote(self.name)} ({names}) values ({values})"
         if not self.key:
             return insert
@@ -205,7 +213,7 @@ class Plan:
 
     def _by_key(self, table: str, names: Sequence[str]) -> str:
         match = " and ".join(
-            f"{quote(name)} = {self._bind(position, f'?{number + 1}')}"
+            f"{quote(name)} = {self.bind(position, f'?{number + 1}')}"
             for number, (name, position) in enumerate(zip(names, self._key_positions, strict=True))
         )
         return f"delete from {quote(table)} where {match}"
@@ -219,7 +227,7 @@ class Plan:
     def delete_one(self) -> str:
         """One row equal in every column, for a table without a key; parameters are the whole row."""
         # as one row value: SQLite takes no expression of more than a thousand terms
-        values = ", ".join(map(self._bind, range(len(self.names))))
+        values = ", ".join(map(self.bind, range(len(self.names))))
         match = f"({', '.join(map(quote, self.names))}) is ({values})"
         name = quote(self.name)
         taken = {column.lower() for column in self.names}
@@ -242,11 +250,11 @@ class Plan:
         for position, value in enumerate(new):
             if value is not UNCHANGED:
                 values.append(value)
-                sets.append(f"{quote(self.names[position])} = {self._bind(position, f'?{len(values)}')}")
+                sets.append(f"{quote(self.names[position])} = {self.bind(position, f'?{len(values)}')}")
         matches = []
         for name, position in zip(self.key, self._key_positions, strict=True):
             values.append((old or new)[position])
-            matches.append(f"{quote(name)} = {self._bind(position, f'?{len(values)}')}")
+            matches.append(f"{quote(name)} = {self.bind(position, f'?{len(values)}')}")
         return f"update {quote(self.name)} set {', '.join(sets)} where {' and '.join(matches)}", values
 
     def key_values(self, row: Row) -> Sequence[Any]:

@@ -26,9 +26,10 @@ from appliers import replica as replica_module
 from appliers.apply import Numbered, Replica
 from appliers.backlog import Backlog
 from appliers.barrier import Barrier
-from appliers.catalog import Catalog
+from appliers.catalog import Catalog, Place
 from appliers.checkpoint import Checkpointer
 from appliers.errors import ReplicaCorrupt, ReplicaForeign, ReplicaLost, TenantError
+from appliers.follow import Follower
 from appliers.place import SHARED_FILE, SHARED_NAME, SUFFIX, decode_name, encode_name, replica_files, replica_path
 from appliers.pool import Pool
 from appliers.position import position_of
@@ -40,7 +41,20 @@ from appliers.types import As
 from cdc import failpoints
 from cdc.lsn import format_lsn
 from fanout import envelope
-from fanout.envelope import Changes, Close, CopyBegin, CopyEnd, Envelope, Progress, RefillBegin, RefillEnd, Schema, Truncate
+from fanout.envelope import (
+    Changes,
+    Close,
+    CopyBegin,
+    CopyEnd,
+    Dropped,
+    Envelope,
+    Progress,
+    RefillBegin,
+    RefillEnd,
+    Schema,
+    Tables,
+    Truncate,
+)
 from fanout.errors import EnvelopeUnknown, LogTrimmed
 from fanout.log.interface import LogReader, Record, partition_of
 from fanout.tenancy import SHARED_TENANT
@@ -51,6 +65,9 @@ _SHARED_KEY = SHARED_NAME.encode()
 
 _SLICE_BYTES: Final = 4 << 20
 """How much of one tenant's records is decoded at once, which takes about five times that."""
+
+_FOLLOW_S: Final = 0.02
+"""How long records wait at most for replicas that have none, beside what one replica takes."""
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +111,8 @@ class WorkerStatus(msgspec.Struct):
     applied_time_us: int = 0
     held: list[Held] = []
     """Tenants whose replicas stand still until the values that a row lacks are there; at most 20, oldest first."""
+    behind: int = 0
+    """Partitions in which not every replica has the tables' present shape yet."""
     places: list[PartitionState] = []
     """Where each partition is, not yet durable."""
 
@@ -120,6 +139,7 @@ class Worker:
             self._partitions: dict[int, PartitionState] = self._state.partitions(partitions)
             self._quarantined = self._state.quarantined()
             self._roster = Roster(self._state.replicas(partitions))
+            self._follower = Follower(self._catalog, self._state.followed(), self._names_in)
         except BaseException:
             self._state.close()  # or its locks would outlive this attempt
             raise
@@ -135,6 +155,7 @@ class Worker:
         self._untold = False
         self._at_barrier: dict[int, PartitionState] = {}
         self._noted_at_barrier: dict[str, int] = {}
+        self._followed_at_barrier: dict[int, Place] = {}
         self._barrier_due = self._status_due = 0.0
         self._lags: list[float] = []
         self._decoded: tuple[bytes, Envelope] = (b"", Close(0, 0, 0, 0))
@@ -159,6 +180,7 @@ class Worker:
                 failpoints.hit("applier.1-fetched")
                 if records:
                     self._batch(records)
+                self._follow()
                 self._sync()
                 self._report()
             self.status.phase = "stopped"
@@ -175,6 +197,9 @@ class Worker:
         due = [self._barrier_due] if self._dirty and not self._barrier.running else []
         if self._untold:
             due.append(self._status_due)
+        following = self._follower.wait_s(self._partitions)
+        if following is not None:
+            due.append(time.monotonic() + following)
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     # --- 2, 3: a batch ---
@@ -199,12 +224,10 @@ class Worker:
                     # a dead relay's late one takes nothing back
                     if self._is_current(body.generation, record) and _reached(before) <= _reached(body):
                         progress[record.partition] = body
-                case Schema():
-                    if self._catalog.note_schema(body):
-                        self._state.save_schema(body)
-                case envelope.Catalog(generation, commit_lsn, tables):
-                    if self._catalog.note_facts(generation, commit_lsn, tables):
-                        self._state.save_facts(generation, commit_lsn, tables)
+                case Schema() | Dropped() | envelope.Catalog():
+                    self._note(body)
+                case Tables():
+                    pass  # the relay's own
                 case Changes():
                     groups.setdefault(_SHARED_KEY, []).append(record)
                 case _:
@@ -222,6 +245,21 @@ class Worker:
                 state.lsn, state.time_us = said.lsn, said.time_us
         self.status.records += len(records)
         self._untold = True
+        self._touched()
+
+    def _note(self, body: Schema | Dropped | envelope.Catalog) -> None:
+        match body:
+            case Schema():
+                if self._catalog.note_schema(body):
+                    self._state.save_schema(body)
+            case Dropped():
+                if self._catalog.note_dropped(body):
+                    self._state.save_dropped(body)
+            case envelope.Catalog(generation, commit_lsn, tables):
+                if self._catalog.note_facts(generation, commit_lsn, tables):
+                    self._state.save_facts(generation, commit_lsn, tables)
+
+    def _touched(self) -> None:
         if not self._dirty:
             self._dirty = True
             self._barrier_due = time.monotonic() + self._options.barrier_interval_s
@@ -386,6 +424,34 @@ class Worker:
             hint=error.hint,
         )
 
+    def _follow(self) -> None:
+        """Some milliseconds for replicas that have no records (`appliers.follow`)."""
+        end = time.monotonic() + _FOLLOW_S
+        while (name := self._follower.next(self._partitions)) is not None:
+            if name not in self._quarantined:
+                self._bring_up(name)
+                self._touched()
+            if time.monotonic() >= end:
+                return
+
+    def _bring_up(self, name: str) -> None:
+        warm = self._pool.warm(name)
+        if name in self._backlog or (warm is not None and warm.open_offsets):
+            self._follower.put_back(name)
+            return
+        try:
+            if warm is not None:
+                warm.follow()
+                return
+            replica = self._open_replica(name)
+            try:
+                replica.follow()
+            finally:
+                self._closing(replica)
+                replica.close()
+        except TenantError as error:
+            self._lose_to(name, error)
+
     # --- records for everybody ---
 
     def _for_everybody(self, body: Envelope, record: Record) -> None:
@@ -415,6 +481,7 @@ class Worker:
             case CopyEnd(generation, commit_lsn):
                 if generation >= partition.generation:
                     self._each_replica(record, lambda r: r.finish_copy(generation, commit_lsn))
+                    self._follower.copied(partition)
                     partition.generation, partition.ready = generation, True
             case RefillBegin() | RefillEnd() if not self._is_current(body.generation, record):
                 pass
@@ -442,6 +509,9 @@ class Worker:
     def _names_of_all(self) -> tuple[str, ...]:
         """The shared replica, once there is one."""
         return (SHARED_NAME,) if (self._options.root / SHARED_FILE).exists() else ()
+
+    def _names_in(self, partition: int) -> Iterable[str]:
+        return self._names_of_all() if partition == SHARED_PARTITION else self._names(partition)
 
     def _names(self, partition: int) -> Iterator[str]:
         """The tenants that have a replica in this partition."""
@@ -502,8 +572,11 @@ class Worker:
 
     def _lose(self, name: str, message: str) -> None:
         if name not in self._quarantined:
-            place = self._partitions.get(self._partition(name)) or min(self._partitions.values(), key=lambda p: p.partition)
-            self._quarantine(name, Numbered(place.partition, place.offset, _NOTHING), ReplicaLost(message))
+            self._lose_to(name, ReplicaLost(message))
+
+    def _lose_to(self, name: str, error: TenantError) -> None:
+        place = self._partitions.get(self._partition(name)) or min(self._partitions.values(), key=lambda p: p.partition)
+        self._quarantine(name, Numbered(place.partition, place.offset, _NOTHING), error)
 
     def _closing(self, replica: Replica) -> None:
         if replica.wal_pages:
@@ -534,12 +607,14 @@ class Worker:
         self._find_exchanged()
         self._at_barrier = dict(self._floors())
         self._noted_at_barrier = self._roster.take_unsaved()
+        self._followed_at_barrier = self._follower.take_unsaved()
         self._dirty = False
         self._barrier.begin({p: s.offset for p, s in self._at_barrier.items()})
 
     def _save(self) -> None:
         noted = [(name, self._partition(name), generation) for name, generation in self._noted_at_barrier.items()]
         self._state.save_partitions(self._at_barrier, noted)
+        self._state.save_followed(self._followed_at_barrier)
         self._reader.report({p: s.offset for p, s in self._at_barrier.items() if s.offset >= 0})
         failpoints.hit("applier.5-committed")
         failure = self._checkpointer.failure()
@@ -575,6 +650,7 @@ class Worker:
             status.lag_p99_ms = round(ordered[int(len(ordered) * 0.99)], 3)
             self._lags.clear()
         status.warm = len(self._pool)
+        status.behind = self._follower.behind(self._partitions)
         slowest = min(self._partitions.values(), key=lambda s: s.lsn, default=None)
         if slowest is not None:
             status.applied_lsn, status.applied_time_us = format_lsn(slowest.lsn), slowest.time_us

@@ -21,6 +21,7 @@ from cdc.connection import translated
 from cdc.errors import MalformedMessage
 from cdc.facts import TableFacts
 from cdc.publication import SETTINGS, TABLES, PublishedTable, published_tables, require_publication, table_of
+from cdc.refill import Snapshot
 
 PREFIX: Final = "headrace.catalog"
 
@@ -33,21 +34,6 @@ select pg_logical_emit_message(true, %(prefix)s, convert_to(json_build_object(
     + """) t(r)), '[]'))::text, 'UTF8'))
 """
 ).encode()
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """A Postgres snapshot: which transactions its reader has seen. Numbers are of 64 bits."""
-
-    oldest: int
-    next: int
-    running: frozenset[int]
-
-    def sees(self, xid: int) -> bool:
-        """Whether a transaction, by its 32-bit number, was committed for this reader."""
-        full = self.next & ~0xFFFF_FFFF | xid
-        if full > self.next + 0x8000_0000:
-            full -= 1 << 32
-        return full < self.oldest or (full < self.next and full not in self.running)
 
 
 class CatalogMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,7 +96,7 @@ def read_message(content: bytes) -> CatalogMessage:
         return CatalogMessage(
             publication=said.publication or "",
             complete=said.complete,
-            snapshot=_snapshot(said.snapshot) if said.snapshot else None,
+            snapshot=Snapshot.parse(said.snapshot) if said.snapshot else None,
             tables=tuple(map(table_of, said.tables)),
             created=frozenset(said.created),
             additive=frozenset(said.additive),
@@ -121,9 +107,3 @@ def read_message(content: bytes) -> CatalogMessage:
         )
     except (msgspec.DecodeError, msgspec.ValidationError, ValueError, TypeError, IndexError) as error:
         raise MalformedMessage("A headrace.catalog message that Headrace did not write") from error
-
-
-def _snapshot(text: str) -> Snapshot:
-    """`oldest:next:running,...`, as pg_snapshot is printed."""
-    oldest, following, running = text.split(":")
-    return Snapshot(int(oldest), int(following), frozenset(map(int, filter(None, running.split(",")))))

@@ -14,9 +14,15 @@ set datestyle = 'ISO, MDY' set timezone = 'UTC' set intervalstyle = 'postgres' s
 set bytea_output = 'hex' set xmloption = 'content'
 as $tables$ select coalesce(json_agg(t.r), '[]') from ({tables}) t(r) $tables$;
 
+-- Decoding takes the end of a message's record for its place, where it takes the start of a row's. What is written next may
+-- so tie with it, and win when the two are of different subtransactions, as with the exception block below. So another
+-- message follows, which may lose.
 create function headrace.emit(message json) returns void language sql
 set search_path = pg_catalog, pg_temp
-as $emit$ select pg_logical_emit_message(true, 'headrace.catalog', convert_to(message::text, 'UTF8')) $emit$;
+as $emit$
+  select pg_logical_emit_message(true, 'headrace.catalog', convert_to(message::text, 'UTF8'));
+  select pg_logical_emit_message(true, 'headrace.end', '');
+$emit$;
 
 create function headrace.note_ddl() returns event_trigger language plpgsql security definer
 set search_path = pg_catalog, pg_temp

@@ -233,7 +233,7 @@ class RefillEnd(msgspec.Struct, array_like=True, tag=10):
 
 class Tables(msgspec.Struct, array_like=True, tag=11):
     """Every table as the relay knows it, as of `commit_lsn`: with the Schemas that follow, what it goes on from when it
-    starts again. In partition 0 alone. For nobody else."""
+    starts again. For nobody else."""
 
     generation: int
     commit_lsn: int

@@ -19,7 +19,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -32,6 +32,7 @@ from cdc import catalog, failpoints
 from cdc.connection import connect, connect_replication, translated
 from cdc.copy import copy_tables
 from cdc.errors import SlotInUse
+from cdc.facts_sender import FactsSender
 from cdc.feedback import Feedback
 from cdc.inspection import read_tables
 from cdc.lsn import Lsn, format_lsn
@@ -46,8 +47,9 @@ from fanout.log.interface import LogReader, LogWriter
 from fanout.preflight import require_fit
 from fanout.refill import Progressing
 from fanout.refilling import Refilling
-from fanout.resume import Fresh, Start, decide, read_tail
+from fanout.resume import Fresh, Start, decide, read_known_tables, read_tail
 from fanout.router import Routed, Router
+from fanout.tables import KnownTables
 from fanout.tenancy import Tenancy
 
 log = structlog.get_logger("relay")
@@ -113,6 +115,8 @@ class Relay:
         self._on_status = on_status
         self._stop_read, self._stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = False
+        self._since = Lsn(0)
+        self._tables_ms = 0
         self._relay = time.time_ns() // 1000
         self.status = RelayStatus()
 
@@ -147,7 +151,13 @@ class Relay:
             self.status.generation = start.generation
             since, pending = (0, ()) if isinstance(start, Fresh) else (state.lsn, state.refills)
             refilling = Refilling(options.dsn, options.publication, self._relay, since, pending)
-            router = Router(self._tenancy, self._writer.partitions, start.generation, self._relay, refilling.refills)
+            tables = KnownTables(publication=options.publication)
+            if not isinstance(start, Fresh):
+                # all that committed before is in the log, and what was known of the tables is as of there
+                self._since, self._tables_ms = state.lsn, state.tables_ms
+                tables = read_known_tables(self._reader, state, options.publication)
+            partitions = self._writer.partitions
+            router = Router(self._tenancy, partitions, start.generation, self._relay, refilling.refills, tables)
             try:
                 confirmed = self._begin(start, control, replication, router, system)
             except _StopNow:
@@ -155,8 +165,8 @@ class Relay:
                 return
             if not self._stopping:
                 catalog.emit_facts(control, options.publication)
-                with closing(refilling):
-                    self._stream(replication, router, refilling, system, Feedback(confirmed))
+                with closing(refilling), closing(FactsSender(options.dsn, options.publication)) as facts:
+                    self._stream(replication, router, refilling, facts, system, Feedback(confirmed))
 
     def _lock(self, control: psycopg.Connection[Any]) -> None:
         """One relay a slot, also while the slot is not being read: during the copy."""
@@ -195,6 +205,7 @@ class Relay:
         rows = self._copy(control, created.snapshot, router, point)
         with translated(slot):
             control.execute("select 1")  # the lock is ours to the end, or this copy is not announced as whole
+        self._note_tables(router)
         self._put_everywhere(CopyEnd(start.generation, point, self._relay, rows))
         failpoints.hit("relay.copy-ended")
         self._put_everywhere(self._progress(start.generation, point, system), durable=True, mark=point)
@@ -207,10 +218,8 @@ class Relay:
             control.execute("set transaction isolation level repeatable read, read only")
             control.execute(psycopg.sql.SQL("set transaction snapshot {}").format(psycopg.sql.Literal(snapshot)))
             tables = published_tables(control, options.publication)
-            facts = catalog.read_facts(control, options.publication)
-        self._put_everywhere(envelope.Catalog(self.status.generation, point, facts))
         for table in tables:
-            self._append([router.describe(table.relation, point)])
+            self._append([router.describe(table.relation, point, table.facts)])
         self.status.copy_rows_estimate = _estimate(tables)
         due = time.monotonic()
         for number, batch in enumerate(copy_tables(options.dsn, snapshot, tables, options.copy_workers)):
@@ -232,6 +241,7 @@ class Relay:
         replication: psycopg.Connection[Any],
         router: Router,
         refilling: Refilling,
+        facts: FactsSender,
         system: SystemIdentity,
         feedback: Feedback,
     ) -> None:
@@ -239,10 +249,10 @@ class Relay:
         stream = ReplicationStream(replication, options.slot)
         sender_timeout_s = stream.start(options.publication, streaming=options.streaming)
         interval_s = min(10.0, sender_timeout_s / 3) if sender_timeout_s else 10.0
-        progress = envelope.encode(
-            self._progress(self.status.generation, feedback.durable, system, refilling.refills.pending())
-        )
-        session = _Session(stream, feedback, refilling, interval_s, feedback.durable, progress)
+        reached = max(feedback.durable, self._since)
+        progress = envelope.encode(self._progress(self.status.generation, reached, system, refilling.refills.pending()))
+        marked = max(feedback.durable, self._since - 1)
+        session = _Session(stream, feedback, refilling, facts, interval_s, marked, progress)
         spills = SpillArea(options.spill_path, options.spill_memory_bytes)
         assembler = Assembler(options.part_bytes, spills, message_prefix=MESSAGE_PREFIX)
         self.status.phase = "streaming"
@@ -256,7 +266,7 @@ class Relay:
                 log.info("stopped within a transaction: what the log has not taken is sent again", phase=self.status.phase)
                 whole = False
             feedback.hold(assembler.prepared)
-            self._drain(session, self.status.generation, system, in_transaction=assembler.in_transaction or not whole)
+            self._drain(session, router, system, in_transaction=assembler.in_transaction or not whole)
 
     def _turn(self, session: _Session, assembler: Assembler, router: Router, system: SystemIdentity) -> None:
         """Steps 1 to 6 for what is there to read now."""
@@ -266,13 +276,18 @@ class Relay:
         failpoints.hit("relay.1-read")
         for transaction in assembler.feed(frames):
             failpoints.hit("relay.2-assembled")
-            records = router.route(transaction)
-            failpoints.hit("relay.3-routed")
-            self._append(records, session)
-            if router.behind is not None:
-                self._append_behind(router.behind, session)
-            if router.wanted:
-                session.refilling.ask(router.wanted, transaction.commit_lsn)
+            if transaction.commit_lsn < self._since:
+                router.pass_over(transaction)
+            else:
+                if transaction.part == 0 and not transaction.complete:
+                    self._note_tables(router, session)  # Progress records stand within it, and tell what was before it
+                records = router.route(transaction)
+                failpoints.hit("relay.3-routed")
+                self._append(records, session)
+                if router.behind is not None:
+                    self._append_behind(router.behind, session)
+                if router.wanted:
+                    session.refilling.ask(router.wanted, transaction.commit_lsn)
             if transaction.complete:
                 feedback.append(transaction.end_lsn)
                 self.status.transactions += 1
@@ -280,6 +295,8 @@ class Relay:
             else:
                 self._midway(session)
         self._refill(session, router)
+        if router.tables.stale:
+            session.facts.ask()
         feedback.receive(stream.received_lsn)
         if not assembler.in_transaction:
             # all frames before the keepalive went through the assembler, and nothing is open
@@ -292,6 +309,8 @@ class Relay:
             session.uncommitted_bytes = 0
             failpoints.hit("relay.4-appended")
         if stream.reply_requested or time.monotonic() >= session.progress_due:
+            if not router.midway:
+                self._note_tables(router, session)
             self._mark_progress(session, self.status.generation, system)
             self.status.rows, self.status.skipped_rows = router.routed_rows, router.skipped_rows
         self._confirm(session)
@@ -360,6 +379,14 @@ class Relay:
             self._check_stop()
             log.warning("waiting for the log", phase=self.status.phase)
 
+    def _note_tables(self, router: Router, session: _Session | None = None) -> None:
+        """What is known of the tables, for the next start; Progress records tell where it is."""
+        if router.tables.changed:
+            router.tables.changed = False
+            self._tables_ms = max(time.time_ns() // 1_000_000, self._tables_ms + 1)
+            body = envelope.Tables(self.status.generation, router.lsn, self._tables_ms, router.tables.schemas())
+            self._append([Routed(-1, None, envelope.encode(body))], session)
+
     def _check_stop(self) -> None:
         if self._stopping:
             raise _StopNow
@@ -398,10 +425,13 @@ class Relay:
                 failpoints.hit("relay.6-confirmed")
             self._report(feedback)
 
-    def _drain(self, session: _Session, generation: int, system: SystemIdentity, *, in_transaction: bool) -> None:
+    def _drain(self, session: _Session, router: Router, system: SystemIdentity, *, in_transaction: bool) -> None:
         """The ordered end: what was read whole is made durable, confirmed, and the server is told."""
         self.status.phase = "stopping"
-        self._mark_progress(session, generation, system)
+        with suppress(_StopNow):  # no room
+            if not router.midway:
+                self._note_tables(router, session)
+            self._mark_progress(session, self.status.generation, system)
         if self._writer.flush(10.0):
             self._writer.poll()
             self._confirm(session)
@@ -414,9 +444,17 @@ class Relay:
     def _progress(
         self, generation: int, lsn: int, system: SystemIdentity, refills: Sequence[envelope.Refill] = ()
     ) -> Progress:
-        now_us = time.time_ns() // 1000
-        slot = self._options.slot
-        return Progress(generation, lsn, self._relay, now_us, system.system_id, system.timeline, slot, list(refills))
+        return Progress(
+            generation,
+            lsn,
+            self._relay,
+            time.time_ns() // 1000,
+            system.system_id,
+            system.timeline,
+            self._options.slot,
+            list(refills),
+            self._tables_ms,
+        )
 
     def _report(self, feedback: Feedback | None = None) -> None:
         if feedback is not None:
@@ -436,6 +474,7 @@ class _Session(msgspec.Struct):
     stream: ReplicationStream
     feedback: Feedback
     refilling: Refilling
+    facts: FactsSender
     feedback_interval_s: float
     marked: int
     """The LSN of the last Progress record appended."""

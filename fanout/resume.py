@@ -1,6 +1,7 @@
 """Where the relay goes on: the one owner of that decision. The relay keeps no state; the log's tail and the slot are it.
 
     read_tail   the last control records of every partition -> LogState
+    read_known_tables   what the relay knew of the tables there
     decide      LogState x slot x server -> Fresh (copy, in a new generation) or Resume (stream), or an error
 
 Invariants: a slot whose confirmed_flush_lsn is past what the log holds is a gap and an error, never a silent start; one
@@ -11,7 +12,7 @@ operator asked for a new generation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -26,8 +27,11 @@ from cdc.errors import (
 from cdc.lsn import Lsn, format_lsn
 from cdc.slot import Slot, SlotState, SystemIdentity
 from fanout import envelope
-from fanout.envelope import Changes, CopyBegin, CopyEnd, Progress, Refill
+from fanout.envelope import Changes, CopyBegin, CopyEnd, Progress, Refill, Tables
 from fanout.log.interface import LogReader, Record
+from fanout.tables import KnownTables
+
+_CLOCKS_MS: Final = 60_000
 
 
 class LogState(msgspec.Struct, frozen=True):
@@ -43,6 +47,8 @@ class LogState(msgspec.Struct, frozen=True):
     slot: str = ""
     refills: tuple[Refill, ...] = ()
     """What was still to be read again at `lsn`."""
+    tables_ms: int = 0
+    """When the Tables record was appended that tells what was known at `lsn`; 0: there is none."""
 
 
 class Fresh(msgspec.Struct, frozen=True):
@@ -81,7 +87,27 @@ def read_tail(reader: LogReader) -> LogState:
         timeline=newest.timeline,
         slot=newest.slot,
         refills=tuple(last.refills) if last is not None else (),
+        tables_ms=last.tables_ms if last is not None else 0,
     )
+
+
+def read_known_tables(reader: LogReader, state: LogState, publication: str) -> KnownTables:
+    """What the relay knew of the tables at `state.lsn`. Where the log does not hold that any more, or never did, nothing is
+    known, and what is found is taken as it is. Raises LogError."""
+    nothing = KnownTables(publication=publication, complete=False)
+    if not state.tables_ms:
+        return nothing
+    # the clock that marks records may be another one
+    offset = reader.offset_at(0, state.tables_ms - _CLOCKS_MS)
+    end = reader.extents([0])[0].end
+    reader.assign({0: offset})
+    while offset < end:
+        for record in reader.fetch(1000, 16 << 20, 1.0):
+            offset = record.offset + 1
+            body = envelope.decode(record.value) if record.key is None else None
+            if isinstance(body, Tables) and (body.generation, body.time_ms) == (state.generation, state.tables_ms):
+                return KnownTables(body.schemas, publication=publication)
+    return nothing
 
 
 def _last_control(reader: LogReader, partition: int) -> Progress | CopyBegin | None:

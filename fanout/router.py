@@ -20,6 +20,7 @@ import msgspec
 
 from cdc import catalog, refill
 from cdc.errors import UnknownRelation
+from cdc.facts import TableFacts
 from cdc.pgoutput import UNCHANGED, Delete, Entry, Insert, LogicalMessage, Row, Truncate, Update, Value
 from cdc.preflight import identifier
 from cdc.refill import Piece, RefillRequest, Step, identity_of, key_of, spooled
@@ -31,6 +32,7 @@ from fanout.errors import RouteError, TenantKeyMissing
 from fanout.leaves import Leaves, Lesser
 from fanout.log.interface import partition_of
 from fanout.refill import Refills
+from fanout.tables import KnownTables
 from fanout.tenancy import (
     ByColumn,
     Fixed,
@@ -92,10 +94,18 @@ class Router:
     """Splits the transactions of one generation and one run of the relay."""
 
     def __init__(
-        self, tenancy: Tenancy, partitions: int, generation: int, relay: int, refills: Refills | None = None
+        self,
+        tenancy: Tenancy,
+        partitions: int,
+        generation: int,
+        relay: int,
+        refills: Refills | None = None,
+        tables: KnownTables | None = None,
     ) -> None:
-        """`refills`: whose pieces to route where the stream has their messages."""
+        """`refills`: whose pieces to route where the stream has their messages. `tables`: what was known where the stream
+        goes on."""
         self._refills = refills or Refills(relay, {})
+        self.tables = tables or KnownTables(complete=False)
         self._tenancy = tenancy
         self._partitions = partitions
         self._generation = generation
@@ -103,11 +113,18 @@ class Router:
         self._targets = _Targets(self._first_row)
         self._relations: dict[int, Relation] = {}
         self._leaves = Leaves(self._look_again)
-        self._names: dict[tuple[str, str], str] = {}
+        self._names: dict[tuple[str, str], Relation] = {}
         """Table of a replica, and whose -> the source table that is so called there."""
         self._announced: list[Routed] = []
         """Schema records, to stand before the rows that are being collected."""
-        self._lsn = 0
+        self.lsn = self._xid = 0
+        """`lsn`: where the last transaction committed that was routed."""
+        self.midway = False
+        """Whether parts of it are still to come."""
+        self._said: dict[int, int] = {}
+        """Oid -> the digest of the last Schema record of this run."""
+        self._numbered = (0, 0)
+        """The number of Schema and Dropped records at this LSN."""
         self._places: dict[str, tuple[int, bytes]] = {}
         self._tenants: dict[str, list[Run]] = {}
         self._chunks: dict[str, int] = {}
@@ -130,9 +147,10 @@ class Router:
         Raises RouteError; nothing of the part may then be appended.
         """
         records: list[Routed] = []
+        self.midway = not transaction.complete
         targets = self._targets
         add = self._add
-        self._lsn = transaction.commit_lsn
+        self.lsn, self._xid = transaction.commit_lsn, transaction.xid
         if transaction.part == 0:
             self._chunks, self._next_chunk, self._truncates = {}, 0, 0
         if self._refills.tracked:
@@ -149,8 +167,7 @@ class Router:
                 self._delete(change)  # type: ignore[arg-type]
             elif kind is Relation:
                 self._leaves.described(change)  # type: ignore[arg-type]
-                self._relations[change.oid] = change  # type: ignore[union-attr, assignment]
-                targets.pop(change.oid, None)  # type: ignore[union-attr]
+                self._look_again(change)  # type: ignore[arg-type]
             elif kind is Entry:
                 target = targets[change.relation_oid]  # type: ignore[union-attr]
                 row = change.new  # type: ignore[union-attr]
@@ -171,21 +188,25 @@ class Router:
     def _message(self, transaction: Transaction, message: LogicalMessage) -> list[Routed]:
         """What Headrace itself, or an operator, has put into the stream."""
         if message.prefix == catalog.PREFIX:
-            said = catalog.read_message(message.content)
-            if said.complete:
-                facts = [table.facts for table in said.tables]
-                return [self._broadcast(envelope.Catalog(self._generation, transaction.commit_lsn, facts))]
-        elif message.prefix == refill.PREFIX:
+            return self._told(catalog.read_message(message.content))
+        if message.prefix == refill.PREFIX:
             return self._refilled(transaction, message.content)
-        elif message.prefix == refill.ASK_PREFIX:
+        if message.prefix == refill.ASK_PREFIX:
             self.wanted.append(refill.decode_request(message.content))
         return []
 
-    def describe(self, relation: Relation, lsn: int) -> Routed:
+    def pass_over(self, transaction: Transaction) -> None:
+        """One that is in the log already: only what it describes serves the rows that follow."""
+        for change in transaction.changes:
+            if isinstance(change, Relation):
+                self._leaves.described(change)
+                self._look_again(change)
+
+    def describe(self, relation: Relation, lsn: int, facts: TableFacts | None = None) -> Routed:
         """A relation as of `lsn`: its rows can be routed from here on. Raises RouteError, TenantColumnMissing."""
         route = self._tenancy.route(relation)
         name = replica_table(relation, route)
-        digest = envelope.digest_of(relation, name)
+        digest = envelope.digest_of(relation, name, facts)
         target = _Target(relation, digest, -1, None, "skip", True)
         match route:
             case ByColumn(index, on_null):
@@ -204,7 +225,17 @@ class Router:
         tenants = isinstance(route, ByColumn | Fixed)
         shared = isinstance(route, Shared) or target.on_null == "shared"
         column = relation.columns[target.index].name if target.index >= 0 else ""
-        return self._broadcast(Schema(self._generation, lsn, digest, relation, name, tenants, shared, column))
+        number = self._next_number(lsn)
+        schema = Schema(self._generation, lsn, digest, relation, name, tenants, shared, column, facts, number)
+        self._relations[relation.oid] = relation
+        self._said[relation.oid] = digest
+        self.tables.note(schema, self._xid)
+        return self._broadcast(schema)
+
+    def _next_number(self, lsn: int) -> int:
+        at, count = self._numbered
+        self._numbered = (lsn, count + 1 if at == lsn else 0)
+        return self._numbered[1]
 
     def _claim(self, name: str, relation: Relation, target: _Target) -> None:
         """No two tables may be one in a replica: their rows would be mixed. SQLite folds the case of ASCII."""
@@ -219,24 +250,71 @@ class Router:
         else:
             places, others = {target.tenant, any_ones}, {target.tenant, everybodys}
         for place in others:
-            owner = self._names.get((name.lower(), place), relation.name)
-            if owner != relation.name:
-                raise RouteError(f"In a replica this table and {owner} would both be {name}", relation=relation.name)
+            owner = self._names.get((name.lower(), place), relation)
+            if owner.name != relation.name and owner.oid != relation.oid:
+                raise RouteError(f"In a replica this table and {owner.name} would both be {name}", relation=relation.name)
         if is_reserved(name):
             raise RouteError(f"A replica cannot have a table {name}", relation=relation.name)
-        self._names.update(dict.fromkeys(((name.lower(), place) for place in places), relation.name))
+        self._unclaim(relation.oid)
+        self._names.update(dict.fromkeys(((name.lower(), place) for place in places), relation))
+
+    def _unclaim(self, oid: int) -> None:
+        self._names = {place: owner for place, owner in self._names.items() if owner.oid != oid}
 
     def _first_row(self, oid: int) -> _Target:
         relation = self._relations.get(oid)
         self._leaves.first_row(oid)
         if relation is None:
             raise UnknownRelation("A row of a relation that was never described", relation_oid=oid)
-        self._announced.append(self.describe(relation, self._lsn))
-        return self._targets[oid]
+        facts, request = self.tables.facts_of(relation), self.tables.seen(relation)
+        said, record = self._said.get(oid), self.describe(relation, self.lsn, facts)
+        target = self._targets[oid]
+        if said != target.digest:
+            # that of a table as it is known is no change (cases.md T23)
+            self._announced.append(record)
+        self._want(target, request)
+        return target
+
+    # --- what becomes known of tables ---
 
     def _look_again(self, relation: Relation) -> None:
+        """A Relation message: what follows has its shape, and may come through another partition than what came before."""
         self._relations[relation.oid] = relation
         self._targets.pop(relation.oid, None)
+
+    def _told(self, message: catalog.CatalogMessage) -> list[Routed]:
+        """Facts: records for what is otherwise now, so that replicas follow also where no row comes."""
+        if not self.tables.concerns(message):
+            return []
+        records = []
+        self.wanted += self.tables.rewritten(message)
+        gone = self.tables.gone(message)
+        if gone:
+            number = self._next_number(self.lsn)
+            records.append(self._broadcast(envelope.Dropped(self._generation, self.lsn, number, gone)))
+        for oid in gone:
+            self._targets.pop(oid, None)
+            self._unclaim(oid)
+            self.tables.drop(oid)
+        for relation, facts, request in self.tables.changes(message):
+            before = self.tables.get(relation.oid)
+            try:
+                records.append(self.describe(relation, self.lsn, facts))
+            except RouteError:
+                # it is only as wrong as its rows: the first one of them says so
+                self._relations[relation.oid] = relation
+                self._targets.pop(relation.oid, None)
+                continue
+            target, now = self._targets[relation.oid], self.tables.get(relation.oid)
+            if before is not None and now is not None and _homes(before.schema) != _homes(now.schema):
+                self._want(target, RefillRequest(relation.oid, replace=True))
+            else:
+                self._want(target, request)
+        return records
+
+    def _want(self, target: _Target, request: RefillRequest | None) -> None:
+        if request is not None and (target.index >= 0 or target.tenant is not None):
+            self.wanted.append(request)
 
     def copied(self, relation: Relation, rows: list[Row], lsn: int, chunk: int) -> list[Routed]:
         """Rows of the first copy -> records that stand for themselves. `chunk` is below zero and grows."""
@@ -520,3 +598,8 @@ class Router:
 
     def _broadcast(self, body: envelope.Envelope) -> Routed:
         return Routed(-1, None, envelope.encode(body))
+
+
+def _homes(schema: Schema) -> tuple[bool, bool, str]:
+    """Whose replicas have the rows."""
+    return schema.tenants, schema.shared, schema.tenant_column if schema.tenants and schema.shared else ""

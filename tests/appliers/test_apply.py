@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -622,7 +623,7 @@ def test_a_refill_that_begins_again_notes_again(replica: Replica) -> None:
 
 def test_a_refill_of_another_table_of_that_name_is_not_meant(tmp_path: Path) -> None:
     """Two tenants' own tables of one name, in schemas of their own, are two tables of the source."""
-    other = relation(oid=99)
+    other = msgspec.structs.replace(relation(oid=99), schema="tenant_y")
     made = open_replica(tmp_path, catalog_of(schema(ITEMS), schema(other)))
     apply(made, insert(10, 1))
     made.begin_refill(RefillBegin(1, 20, 1, 20, digest_of(other, "items")))

@@ -8,7 +8,7 @@ from typing import Any
 import apsw
 from psycopg import postgres
 
-from appliers import pgtext, replica
+from appliers import migration, pgtext, replica
 from appliers.table import Plan, quote
 from appliers.types import As
 from cdc.pgoutput import Row
@@ -41,7 +41,7 @@ def stored(
     conn = apsw.Connection(":memory:")
     replica._prepare(conn)
     conn.execute(replica._CREATE)
-    replica.create_table(conn, plan)
+    migration.create_table(conn, plan)
     with conn:
         conn.executemany(plan.upsert, ([str(number), *row] for number, row in enumerate(rows)))
     return conn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cdc.catalog import PREFIX, Snapshot, emit_facts, read_facts, read_message
+from cdc.catalog import PREFIX, emit_facts, read_facts, read_message
 from cdc.errors import MalformedMessage
 from cdc.facts import Index
 from cdc.pgoutput import Insert, LogicalMessage
@@ -94,10 +94,3 @@ def test_a_snapshot_tells_what_its_reader_has_seen(database: Database) -> None:
     snapshot = read_message(message.content).snapshot
     assert snapshot is not None
     assert (snapshot.sees(xids["1"]), snapshot.sees(xids["2"])) == (False, True)
-
-
-def test_a_snapshot_beyond_the_first_four_billion() -> None:
-    """The stream's numbers are the lower 32 bits of the snapshot's."""
-    snapshot = Snapshot((5 << 32) - 10, (5 << 32) + 10, frozenset({(5 << 32) + 3}))
-    seen = {xid: snapshot.sees(xid & 0xFFFF_FFFF) for xid in (-20, -10, 0, 3, 9, 10)}
-    assert seen == {-20: True, -10: True, 0: True, 3: False, 9: True, 10: False}

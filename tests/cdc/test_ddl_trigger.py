@@ -52,7 +52,7 @@ class Heard:
             "message" if isinstance(change, LogicalMessage) else type(change).__name__
             for one in transactions(self._conn, self._name, "headrace")
             for change in one.changes
-            if isinstance(change, LogicalMessage | Insert | Truncate)
+            if isinstance(change, Insert | Truncate) or (isinstance(change, LogicalMessage) and change.prefix == PREFIX)
         ]
 
     def messages(self) -> list[CatalogMessage]:
@@ -147,6 +147,15 @@ def test_it_stands_where_the_command_stood(conn: Connection, heard: Heard) -> No
         conn.execute("alter table u add column c int; create table more (id int primary key)")
         conn.execute("insert into u values (1)")
     assert heard.kinds() == ["Insert", "message", "Insert", "message", "Insert"]
+
+
+@pytest.mark.every_postgres
+def test_it_stands_before_a_row_whose_record_is_the_next(conn: Connection, heard: Heard) -> None:
+    """Also when the row is of another subtransaction, and nothing is written between the two."""
+    conn.execute("alter table t add column c int; insert into t values ('x', 1)")
+    with conn.transaction():
+        conn.execute("savepoint a; alter table t add column d int; release a; insert into t values ('x', 2)")
+    assert heard.kinds() == ["message", "Insert", "message", "Insert"]
 
 
 @pytest.mark.every_postgres

@@ -152,6 +152,10 @@ class Running:
         """Tenants that wait for values."""
         return self._status.held
 
+    def follow(self) -> None:
+        """Wait until idle replicas have the tables' present shape too."""
+        wait_until(lambda: self._status.behind == 0, "idle replicas follow")
+
     @property
     def relay_status(self) -> RelayStatus:
         """What the relay tells about itself."""

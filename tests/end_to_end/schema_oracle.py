@@ -18,9 +18,11 @@ from typing import Any
 
 import apsw
 import msgspec
+import psycopg
 
 from appliers.place import SHARED_FILE
 from appliers.table import quote
+from cdc.ddl_trigger import inspect_trigger, install_statements
 from fanout.log import LogConfig
 from fanout.tenancy import Rule
 from tests.conftest import Database
@@ -39,6 +41,12 @@ class TableContents(msgspec.Struct, frozen=True):
     types: list[tuple[Any, ...]]
     indexes: Mapping[str, list[tuple[Any, ...]]]
     rows: Counter[tuple[Any, ...]]
+
+
+def install_trigger(conn: psycopg.Connection[Any]) -> None:
+    """`headrace setup --ddl-trigger`."""
+    for statement in install_statements(inspect_trigger(conn, "headrace"), "headrace"):
+        conn.execute(statement.encode())
 
 
 def contents(path: Path) -> dict[str, TableContents]:

@@ -163,7 +163,7 @@ def test_the_schema_changes_while_rows_stream(database: Database, start: Start) 
             ("y", 4, None, 1.5),
         ]
         assert running.query("new", "select * from t") == [("new", 1, 1, 2.25)]
-        assert running.query("x", "select * from t where id = 3") == [("x", 3, "c", 1)]
+        assert running.query("x", "select id, b from t where id = 3") == [(3, 1)]
         execute("insert into t values ('x', 4, null, null)")
         running.settle()
         assert running.query("x", "select id, b, c from t") == [
