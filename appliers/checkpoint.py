@@ -40,6 +40,8 @@ class Checkpointer:
                 conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
                 try:
                     conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+                    # until a connection has read, SQLite does not know that the file has a WAL, and does nothing
+                    conn.execute("select 1 from sqlite_schema limit 1").fetchall()
                     conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
                 finally:
                     conn.close()

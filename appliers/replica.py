@@ -31,6 +31,8 @@ from appliers.table import NOTES_PREFIX, Plan, quote
 
 APPLICATION_ID: Final = 0x48445252  # "HDRR"
 FORMAT: Final = 2
+WAL_KEPT_BYTES: Final = 16 << 20
+"""How large a replica\'s SQLite WAL may stay once it has been checkpointed and is written from its begin again."""
 
 _CREATE = f"""
 create table _headrace_meta (name text primary key, value text not null) strict, without rowid;
@@ -58,6 +60,7 @@ def _prepare(conn: apsw.Connection) -> None:
     conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # closing must not sync; checkpoints have their own place
     conn.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
     conn.pragma("wal_autocheckpoint", 0)
+    conn.pragma("journal_size_limit", WAL_KEPT_BYTES)  # a large transaction's WAL would keep its size for ever
     conn.pragma("cache_size", -80)  # KiB: it multiplies by the number of warm replicas
     conn.pragma("temp_store", "memory")
     conn.create_scalar_function(types.ARRAY_FUNCTION, types.array_function, 2, deterministic=True)

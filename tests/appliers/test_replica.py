@@ -11,8 +11,9 @@ import pytest
 
 from appliers import migration
 from appliers.catalog import Catalog
+from appliers.checkpoint import Checkpointer
 from appliers.errors import ReplicaCorrupt, ReplicaForeign, SchemaDrift
-from appliers.replica import Template, open_writer
+from appliers.replica import WAL_KEPT_BYTES, Template, open_writer
 from cdc.facts import Index
 from cdc.pgoutput import UNCHANGED, Row
 from cdc.relation import Relation
@@ -249,3 +250,19 @@ def test_the_template_follows_the_catalog(tmp_path: Path) -> None:
     assert {shape.name for shape in migration.shapes(conn).values()} == {"items", "more"}
     conn.close()
     assert [path.name for path in tmp_path.iterdir() if "template" in path.name] == []
+
+
+def test_the_wal_of_a_large_transaction_does_not_stay(tmp_path: Path) -> None:
+    """T13: what a large transaction wrote beside its replica is given back once it has been checkpointed."""
+    items = relation()
+    made = open_replica(tmp_path, catalog_of(schema(items)))
+    rows: list[Row] = [[str(number), "x" * 200, None] for number in range(90_000)]
+    made.apply(numbered(changes(10, run(Op.UPSERT, items, *rows))), ready=True)
+    wal = tmp_path / "acme.db-wal"
+    assert wal.stat().st_size > WAL_KEPT_BYTES
+    checkpointer = Checkpointer()
+    checkpointer.put(made.path)
+    checkpointer.close()
+    made.apply(numbered(changes(11, run(Op.UPSERT, items, ["1", "y", None]))), ready=True)
+    assert wal.stat().st_size <= WAL_KEPT_BYTES
+    made.close()
