@@ -3,9 +3,9 @@
     RefillRequests --Refills--> Orders for `cdc.refill_reader` ... Pieces, met in the stream --Refills--> rows to route
 
 A piece is a transaction of the stream whose rows were read before its place: a transaction that the piece's snapshot has
-not seen may stand before it. So while a table is refilled a `Tracker` keeps the keys that each transaction changed. At
-its place a piece loses every row that such a transaction changed: the stream has brought something newer. Where what it
-brought were updates that left values out, the row is asked for again by its key (docs/decisions/0010).
+not seen may stand before it. So while a table is refilled `fanout.tracker` keeps the keys that each transaction changed.
+At its place a piece loses every row that such a transaction changed: the stream has brought something newer. Where what
+it brought were updates that left values out, the row is asked for again by its key (docs/decisions/0010).
 
 Invariants: one piece is on its way at a time; `Refills.pending` is what a relay that goes on from here has to do.
 The router, in `fanout.router`, turns pieces into records; the thread that reads them is `fanout.relay`'s.
@@ -13,102 +13,24 @@ The router, in `fanout.router`, turns pieces into records; the thread that reads
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
-from cdc.pgoutput import UNCHANGED, Delete, Entry, Insert, Row, Truncate, Update
-from cdc.refill import Busy, Look, Order, Piece, RefillRequest, Snapshot, Step, decode_note, identity_of, key_of
+from cdc.pgoutput import Delete, Entry, Insert, Truncate, Update
+from cdc.refill import Busy, Look, Order, Piece, RefillRequest, Step, decode_note, identity_of, key_of
 from cdc.relation import Relation
 from cdc.transaction import Transaction
 from fanout.envelope import Refill
+from fanout.tracker import Key, Tracker
 
 _FIRST_ROWS: Final = 100
 _MOST_ROWS: Final = 1000
 _MOST_KEYS: Final = 5000
 """More rows than these are asked for as the whole table: what is pending stands in every Progress record."""
-_MOST_TRACKED: Final = 200_000
 _REPEAT_S: Final = (0.0, 0.01, 0.05, 0.2, 1.0)
 """Pauses before a piece is read again because transactions that it should have seen did not show."""
-
-Key = tuple[str, ...]
-
-
-class Tracker:
-    """The keys of one table that each transaction changed, since this was made."""
-
-    def __init__(self, identity: Sequence[str]) -> None:
-        """`identity`: the key's columns in the Relation's order."""
-        self._identity = tuple(identity)
-        self._changed: dict[int, dict[Key, bool] | None] = {}
-        """xid, in the order of the stream -> key -> whether replicas may lack values of the row; None: any key."""
-        self._count = 0
-
-    def note(self, xid: int, change: Insert | Entry | Update | Delete, relation: Relation) -> None:
-        """A change of the table by a transaction that has committed."""
-        keys = self._changed.setdefault(xid, {})
-        if keys is None:
-            return
-        before = len(keys)
-        try:
-            match change:
-                case Insert():
-                    keys[self._key(relation, change.new)] = False
-                case Entry():
-                    keys[self._key(relation, change.new)] = True
-                case Delete():
-                    keys[self._key(relation, change.old)] = False
-                case Update():
-                    self._note_update(keys, change, relation)
-        except KeyError:
-            self._changed[xid] = None  # the table has another key there
-        self._count += len(keys) - before
-        if self._count > _MOST_TRACKED:
-            self._changed = dict.fromkeys(self._changed)
-            self._count = 0
-
-    def _note_update(self, keys: dict[Key, bool], change: Update, relation: Relation) -> None:
-        new, old = change.new, change.old
-        if old is None:
-            key = self._key(relation, new)
-            # a row that the same transaction brought whole is whole still
-            keys[key] = change.partial and keys.get(key, True)
-            return
-        keys[self._key(relation, old)] = False
-        known = (
-            [was if value is UNCHANGED else value for value, was in zip(new, old, strict=True)] if change.partial else new
-        )
-        keys[self._key(relation, known)] = change.partial and not change.old_is_full
-
-    def note_all(self, xid: int) -> None:
-        """The transaction truncated the table."""
-        self._changed[xid] = None
-
-    def _key(self, relation: Relation, row: Row) -> Key:
-        return key_of(relation, self._identity, row)
-
-    def unseen(self, snapshot: Snapshot) -> dict[Key, bool] | None:
-        """What was changed by transactions that the snapshot has not seen; None: any key may have been.
-
-        True: what the stream brought of the row since may lack values."""
-        found: dict[Key, bool] = {}
-        for xid, keys in self._changed.items():
-            if snapshot.sees(xid):
-                continue
-            if keys is None:
-                return None
-            for key, partial in keys.items():
-                if partial:
-                    found.setdefault(key, True)
-                else:
-                    found[key] = False
-        return found
-
-    def forget(self, snapshot: Snapshot) -> None:
-        """Snapshots to come see what this one has seen."""
-        self._changed = {xid: keys for xid, keys in self._changed.items() if not snapshot.sees(xid)}
-        self._count = sum(len(keys) for keys in self._changed.values() if keys)
 
 
 class _Table(msgspec.Struct):

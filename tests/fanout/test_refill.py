@@ -15,7 +15,8 @@ from cdc.refill import Busy, Look, Note, Order, Piece, RefillRequest, Snapshot, 
 from cdc.relation import Column, Relation, ReplicaIdentity
 from cdc.transaction import Change, Transaction
 from fanout.envelope import Refill
-from fanout.refill import Refills, Tracker
+from fanout.refill import Refills
+from fanout.tracker import Tracker
 
 ITEMS = Relation(
     7,
