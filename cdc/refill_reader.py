@@ -34,7 +34,8 @@ from cdc.publication import PublishedTable, published_tables
 from cdc.refill import PREFIX, Busy, Look, Note, Order, Piece, Snapshot, Step, encode_note, key_of, spool_rows
 
 PIECE_BYTES: Final = 256 << 10
-_LOCK_TIMEOUT_MS: Final = 2000
+_LOCK_TIMEOUT_MS: Final = 500
+"""Below deadlock_timeout, a second unless it is set: of DDL and a reader that wait for each other, the reader ends."""
 _LONGEST_PAUSE_S: Final = 1.0
 _SETTLE_S: Final = 0.2
 
