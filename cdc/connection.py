@@ -19,6 +19,7 @@ from cdc.errors import (
     SlotInUse,
     SlotInvalidated,
     SlotMissing,
+    SourceConfused,
     SourceError,
     SourceMisconfigured,
     SourceUnavailable,
@@ -147,4 +148,10 @@ def translate(error: psycopg.Error, slot: str = "") -> SourceError:
                     return SourceMisconfigured(said, hint=hint, **where)
             return SourceUnavailable(said, **where)
         case _:
-            return SourceError(said, **where)
+            return _unforeseen(error, said, where)
+
+
+def _unforeseen(error: psycopg.Error, said: str, where: dict[str, str]) -> SourceError:
+    if isinstance(error, pg.InternalError_):
+        return SourceConfused(said, **where)
+    return SourceError(said, **where)

@@ -74,6 +74,14 @@ class SourceUnavailable(SourceError):
     default_hint = "Check that Postgres runs and that `source.dsn` points to it, not to a connection pooler."
 
 
+class SourceConfused(SourceError):
+    """An internal error of Postgres (XX000): one of its processes met the catalog in the midst of a change. Worth trying
+    again, without streaming of transactions that may yet be rolled back."""
+
+    disposition = Disposition.RETRY
+    default_hint = "Nothing has to be done when it passes; else the server's log says more."
+
+
 class SourceMisconfigured(SourceError):
     """A setting or right that replication needs is not there."""
 

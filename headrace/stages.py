@@ -22,7 +22,7 @@ import structlog
 
 from appliers.assignment import Share
 from appliers.worker import Worker, WorkerOptions
-from cdc.errors import Disposition, HeadraceError, MessageUncertain
+from cdc.errors import Disposition, HeadraceError, MessageUncertain, SourceConfused
 from fanout.log import open_reader, open_writer
 from fanout.log.wakeup import Signal
 from fanout.relay import Relay, RelayOptions, RelayStatus
@@ -136,7 +136,7 @@ def run_relay(config: Config, *, new_generation: bool = False) -> None:
         ):
             try:
                 run(relay)
-            except MessageUncertain:
+            except (MessageUncertain, SourceConfused):
                 streaming = False
                 raise
 

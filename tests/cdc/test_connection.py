@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from cdc.connection import connect, connect_replication, describe_dsn
-from cdc.errors import Disposition, SourceMisconfigured, SourceUnavailable
+from cdc.connection import connect, connect_replication, describe_dsn, translated
+from cdc.errors import Disposition, SourceConfused, SourceMisconfigured, SourceUnavailable
 from headrace.local_postgres import free_port
 from tests.conftest import Database
 
@@ -51,6 +51,15 @@ def test_a_server_that_is_not_there_is_worth_another_attempt(database: Database)
         with pytest.raises(SourceUnavailable) as caught:
             opener(dsn)
         assert caught.value.disposition is Disposition.RETRY
+
+
+def test_an_internal_error_of_postgres_is_worth_another_attempt(database: Database) -> None:
+    """T23: a catalog that is read in the midst of a change, as its server says it."""
+    with pytest.raises(SourceConfused, match="missing 1 attribute") as caught, translated():
+        database.connect().execute(
+            "do $$ begin raise 'pg_attribute catalog is missing 1 attribute(s)' using errcode = 'XX000'; end $$"
+        )
+    assert caught.value.disposition is Disposition.RETRY
 
 
 def test_a_wrong_database_or_role_is_not(database: Database) -> None:
