@@ -24,7 +24,7 @@ class Scene:
         self.running = running
         self.conn = running.conn
         self._root = root
-        self.tables = tables
+        self.tables = list(tables)
         self.refills = False
         """What Postgres does not tell is read again: wait for that too."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from appliers.place import SHARED_FILE, replica_path
+from cdc.ddl_trigger import inspect_trigger, install_statements
 from fanout.log import LogConfig
 from fanout.tenancy import Rule
 from tests.conftest import Database
@@ -163,3 +164,29 @@ def test_the_source_is_not_written_to_and_any_sqlite_opens_the_replicas(database
         assert stock.execute("pragma journal_mode").fetchone() == ("wal",)
         assert stock.execute("pragma integrity_check").fetchall() == [("ok",)]
         stock.close()
+
+
+@pytest.mark.parametrize("trigger", [False, True])
+def test_rewritten_values_and_tables_made_at_once(database: Database, tmp_path: Path, trigger: bool) -> None:
+    """E6, E7: `ALTER TYPE ... USING` leaves no old value in a replica, also of a tenant that is idle; `CREATE TABLE AS` with
+    `ADD PRIMARY KEY` in one transaction brings its rows. With the event trigger at once, else with the next row."""
+    conn = database.connect()
+    conn.execute("""
+        create table t (tenant text, id int, a int, primary key (tenant, id));
+        insert into t select t, n, n from unnest('{x,y}'::text[]) t, generate_series(1, 5) n;
+        create publication headrace for table t
+    """)
+    if trigger:
+        for statement in install_statements(inspect_trigger(conn, "headrace"), "headrace"):
+            conn.execute(statement.encode())
+    with scene(database, tmp_path, [Table("t", "tenant")]) as play:
+        play.refills = True
+        conn.execute("alter table t alter a type text using 'was ' || (a * 10)")
+        with conn.transaction():
+            conn.execute("create table made as select tenant, id, a as copy from t")
+            conn.execute("alter table made add primary key (tenant, id)")
+            conn.execute("alter publication headrace add table made")
+        if not trigger:
+            conn.execute("insert into t values ('x', 9, 'new'); insert into made values ('y', 9, 'new')")
+        play.tables.append(Table("made", "tenant"))
+        play.compare("both")
