@@ -284,6 +284,8 @@ class RefillReader:
             return
         if order.step is not Step.ROWS or not piece.key:
             return
+        if any(len(values) != len(piece.key) for values in (*order.keys, order.after) if values):
+            return  # the table has another key now, which `fanout.refill` sees
         if order.keys:
             # a request names its values in the order of the Relation
             given = sql.SQL(", ").join(_tuple(values) for values in order.keys)

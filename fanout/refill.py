@@ -208,6 +208,11 @@ class Refills:
                 root.whole, root.replace = True, root.replace or table.replace
                 root.start_over()
         root.oid = look.relation.oid
+        if look.key and any(len(key) != len(look.key) for key in (*root.keys, root.after) if key):
+            # these are values of a key that the table had before
+            root.keys.clear()
+            root.whole = True
+            root.start_over()
         root.look, root.tracker = look, None
 
     # --- the stream ---

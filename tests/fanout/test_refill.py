@@ -264,3 +264,13 @@ def test_a_partition_is_read_as_its_root() -> None:
     played.look()
     assert {refill.oid for refill in played.refills.pending()} == {7}
     assert played.order().keys == (key(1),)
+
+
+def test_values_of_a_key_that_has_another_column_now_ask_for_the_whole_table() -> None:
+    """T23: neither rows asked for by key, nor the place where the relay before stopped, can be found by them any more."""
+    for pending in (Refill(7, False, [("1",)], False, ()), Refill(7, True, [], True, ("2",))):
+        played = Played([pending])
+        played.look()
+        assert played.refills.pending() == [Refill(7, pending.replace, [], False, ())]
+        order = played.order()
+        assert (order.keys, order.after) == ((), ())
