@@ -57,10 +57,10 @@ WEIGHTS: Final = {
 """Kind of change -> how often it is chosen."""
 CONCURRENTLY: Final = "index_concurrently"
 """The kind that is no part of a transaction."""
-SWITCHED_ON: Final[tuple[str, ...]] = ()
+SWITCHED_ON: Final = tuple(kind for kind in WEIGHTS if kind != "rename_label")
 """The kinds that a torture run has."""
-SEEN_IN_THE_STREAM: Final[tuple[str, ...]] = ()
-"""Those of which the stream tells without the event trigger, once a row of the table comes."""
+SEEN_IN_THE_STREAM: Final[tuple[str, ...]] = ("add_column", "drop_column")
+"""Those that it has without the event trigger: what Relation messages tell, once a row of the table comes."""
 
 WIDER: Final = {
     "smallint": ("integer", "bigint", "numeric", "double precision", "real"),
