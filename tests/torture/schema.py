@@ -136,6 +136,11 @@ class Table(msgspec.Struct):
         return any(column.kind.large for column in self.columns)
 
     @property
+    def found_by_values(self) -> bool:
+        """Whether its rows have no key in replicas."""
+        return not (self.arbiter or self.identity)
+
+    @property
     def compared(self) -> Compared:
         return Compared(self.name, self.tenant, self.schema)
 
