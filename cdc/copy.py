@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ from cdc.relation import Relation
 
 _BATCH_ROWS: Final = 1000
 _BATCH_BYTES: Final = 1 << 20
+_LOCK_WAIT_S: Final = 60.0
 _PAGES_A_SHARE: Final = 16_384  # 128 MB of 8 KB pages
 
 
@@ -158,12 +160,22 @@ order by 1
 def _hold_still(dsn: str, conn: psycopg.Connection[Any], tables: list[PublishedTable]) -> None:
     """Lock the tables against DDL and TRUNCATE, as pg_dump does, until `conn` ends its transaction.
 
-    Raises CopyFailed when one of them is not as the snapshot has it any more; SourceError.
+    Raises CopyFailed when one of them is not as the snapshot has it any more, or stays locked; SourceError.
     """
     if not tables:
         return
-    names = [table_name(t) for t in tables]
-    conn.execute(sql.SQL("lock table {} in access share mode").format(sql.SQL(", ").join(names)))
+    lock = sql.SQL("lock table {} in access share mode").format(sql.SQL(", ").join(map(table_name, tables)))
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            with conn.transaction():  # a savepoint: a turn that ends early lets go of what it had locked
+                # below deadlock_timeout: of DDL on several tables and us, waiting for each other, we end
+                conn.execute("set local lock_timeout = 500")
+                conn.execute(lock)
+            break
+        except psycopg.errors.LockNotAvailable as error:
+            if time.monotonic() >= deadline:
+                raise CopyFailed("A table that is to be copied stays locked") from error
     which = {"tables": [table.relation.oid for table in tables]}
     with connect(dsn, application_name="headrace-copy") as present:
         changed = conn.execute(_LAYOUT, which).fetchall() != present.execute(_LAYOUT, which).fetchall()

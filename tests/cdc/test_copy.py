@@ -19,6 +19,7 @@ from cdc.publication import PublishedTable, create_publication, published_tables
 from cdc.slot import create_slot
 from tests.cdc.slots import transactions
 from tests.conftest import Database
+from tests.end_to_end.oracle import wait_until
 
 TEXT = st.one_of(
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12),
@@ -237,6 +238,30 @@ def test_a_table_that_was_changed_after_the_snapshot_is_not_copied_as_empty(data
         conn.execute(change.encode())
         with pytest.raises(CopyFailed, match="truncated or altered"):
             list(copy_tables(database.dsn, snapshot[0], tables, 2))
+
+
+def test_ddl_on_several_tables_is_not_ended_as_a_deadlock_by_the_copy(database: Database) -> None:
+    """The copy waits for a table that a transaction has locked without keeping others from it."""
+    conn = database.connect()
+    conn.execute("create table a (n int); create table b (n int); insert into a values (1); insert into b values (1)")
+    tables = published(conn, "a", "b")
+    rows: list[int] = []
+    with database.connect() as application, database.connect() as exporter:
+        exporter.execute("begin isolation level repeatable read")
+        snapshot = exporter.execute("select pg_export_snapshot()").fetchone()
+        assert snapshot is not None
+        with application.transaction():
+            application.execute("lock table b in access exclusive mode")
+            copy = threading.Thread(
+                target=lambda: rows.extend(len(batch.rows) for batch in copy_tables(database.dsn, snapshot[0], tables, 1))
+            )
+            copy.start()
+            waiting = "select count(*) from pg_locks where not granted and database = %s::text::int"
+            oid = conn.execute("select oid::text from pg_database where datname = current_database()").fetchone()
+            wait_until(lambda: conn.execute(waiting, oid).fetchone() == (1,), "the copy waits for b, and has a")
+            application.execute("lock table a in access exclusive mode")
+        copy.join(60)
+    assert sum(rows) == 2
 
 
 def test_a_caller_that_stops_early_leaves_no_worker_behind(database: Database) -> None:
