@@ -337,7 +337,10 @@ class Changes:
         tables = [table for table in self._schema.tables if table.identity and not table.partitioned]
         table = self._pick.choice(tables)
         table.full = not table.full
-        return [Step(f"alter table {table.sql} replica identity {'full' if table.full else table.identity}")]
+        unwatched = "" if table.primary_key else table.sql
+        return [
+            Step(f"alter table {table.sql} replica identity {'full' if table.full else table.identity}", unwatched=unwatched)
+        ]
 
     # --- tables ---
 

@@ -138,7 +138,7 @@ class Table(msgspec.Struct):
     @property
     def found_by_values(self) -> bool:
         """Whether its rows have no key in replicas."""
-        return not (self.arbiter or self.identity)
+        return self.full and not (self.primary_key and self.arbiter)
 
     @property
     def compared(self) -> Compared:
