@@ -261,8 +261,8 @@ class Torture:
         self._armed.clear()
 
     def _assert_no_errors(self) -> None:
-        """No process has logged an error. Lines that are no JSON are the Kafka library's: it tells of what is purged at the end
-        of a producer, and sent again by the next."""
+        """No process has logged an error. Lines that are no JSON are the Kafka library's: it tells of what is purged at the
+        end of a producer, and sent again by the next."""
         for stage in self.pipeline.stages:
             for line in stage.output.read_text(errors="replace").splitlines():
                 told = json.loads(line) if line.startswith("{") else {}
