@@ -58,6 +58,8 @@ class Step(enum.Enum):
     END = "end"
     WHOLE = "whole"
     """Every row at once, with writers shut out: for a table without a key."""
+    GONE = "gone"
+    """Nothing, because the table is not published any more: behind this message no row of it comes."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):

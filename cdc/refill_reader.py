@@ -32,8 +32,10 @@ from cdc.errors import SourceError, SourceMisconfigured, SourceUnavailable
 from cdc.pgoutput import Row
 from cdc.publication import PublishedTable, published_tables
 from cdc.refill import PREFIX, Busy, Look, Note, Order, Piece, Snapshot, Step, encode_note, key_of, spool_rows
+from cdc.relation import Relation, ReplicaIdentity
 
 PIECE_BYTES: Final = 256 << 10
+_NOTHING: Final = Relation(0, "", "", ReplicaIdentity.NOTHING, ())
 _LOCK_TIMEOUT_MS: Final = 500
 """Below deadlock_timeout, a second unless it is set: of DDL and a reader that wait for each other, the reader ends."""
 _LONGEST_PAUSE_S: Final = 1.0
@@ -195,7 +197,15 @@ class RefillReader:
         if order.step is Step.LOOK:
             oids = [oid for (oid,) in conn.execute(_ANCESTORS, {"oid": order.oid})]
         table = self._published(conn, oids)
-        if order.step is Step.LOOK or table is None:
+        if table is None and order.step is Step.GONE:
+            if not order.settle or self._settle(conn, order):
+                self._obstacles.pop(order.oid, None)
+                with conn.transaction():
+                    self._put(conn, Piece(order=order, relation=_NOTHING, key=(), snapshot=Snapshot(0, 0, frozenset())))
+            else:
+                self._answer(Busy(order.oid))
+            return
+        if table is None or order.step in (Step.LOOK, Step.GONE):
             key = () if table is None else _key(conn, table)
             relation = None if table is None else table.relation
             self._obstacles.pop(order.oid, None)
@@ -215,13 +225,17 @@ class RefillReader:
                 raise SourceUnavailable("The table was renamed, or left the publication, at this moment")
             piece = Piece(order=order, relation=seen.relation, key=_key(conn, seen), snapshot=snapshot)
             self._read(conn, seen, piece)
-            self._number += 1
-            self._unsure = self._number
-            self.pieces[self._number] = piece
-            failpoints.hit("relay.refill-read")
-            note = encode_note(Note(self._relay, self._number, order.step is Step.WHOLE))
-            conn.execute("select pg_logical_emit_message(true, %s, %s::bytea)", (PREFIX, note))
+            self._put(conn, piece)
         failpoints.hit("relay.refill-committed")
+
+    def _put(self, conn: psycopg.Connection[Any], piece: Piece) -> None:
+        """Its message into the stream, with the transaction that is open."""
+        self._number += 1
+        self._unsure = self._number
+        self.pieces[self._number] = piece
+        failpoints.hit("relay.refill-read")
+        note = encode_note(Note(self._relay, self._number, piece.order.step is Step.WHOLE))
+        conn.execute("select pg_logical_emit_message(true, %s, %s::bytea)", (PREFIX, note))
 
     def _published(self, conn: psycopg.Connection[Any], oids: list[int]) -> PublishedTable | None:
         found = {table.relation.oid: table for table in published_tables(conn, self._publication)}

@@ -155,8 +155,10 @@ class Refills:
     def _order(self, table: _Table) -> Order:
         oid = table.oid
         pause_s = _REPEAT_S[min(table.repeats, len(_REPEAT_S) - 1)]
-        if table.look is None or table.look.relation is None:
+        if table.look is None:
             return Order(oid=oid, step=Step.LOOK, pause_s=pause_s)
+        if table.look.relation is None:
+            return Order(oid=oid, step=Step.GONE, settle=table.settling, pause_s=pause_s)
         if not table.look.key:
             return Order(oid=oid, step=Step.WHOLE, pause_s=pause_s)
         if table.keys:
@@ -198,8 +200,14 @@ class Refills:
             table.look, table.tracker, table.repeats = None, None, table.repeats + 1
             self._tables[look.asked] = table
             return
-        if look.relation is None or not wanted:
-            return  # nothing can be read, or for nobody; a table that comes back is asked for again
+        if look.relation is None:
+            # nothing can be read; but rows that replicas lack may go in what the stream has still to bring
+            self._trackers += 1
+            table.look, table.tracker, table.settling = look, None, self._trackers
+            self._tables[look.asked] = table
+            return
+        if not wanted:
+            return
         # of a partition whose rows are published as its root's, the root is what is read
         root = self._tables.setdefault(look.relation.oid, table)
         if root is not table:
@@ -246,6 +254,12 @@ class Refills:
         self._busy = None
         if table is None or table.oid != piece.order.oid or table.look is None:
             return None  # asked for anew meanwhile
+        if piece.order.step is Step.GONE:
+            # a table that comes back is asked for again
+            table.look, table.whole = None, False
+            if table.done:
+                del self._tables[table.oid]
+            return None
         if table.look.relation is not None and (piece.key, piece.identity) != (
             table.look.key,
             identity_of(table.look.relation, table.look.key),

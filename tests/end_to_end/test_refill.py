@@ -17,6 +17,7 @@ from fanout.tenancy import Rule
 from tests.conftest import Database
 from tests.end_to_end.oracle import TornWatcher, wait_until
 from tests.end_to_end.running import Running
+from tests.end_to_end.schema_oracle import install_trigger
 
 Start = Callable[..., Running]
 pytestmark = pytest.mark.every_postgres
@@ -211,6 +212,29 @@ def test_rows_without_a_key_go_before_the_table_is_read(database: Database, star
         running.conn.execute("delete from notes where body = '6'; update notes set body = 'y' where body = '7'")
         running.settle_refills()
         assert_equal(running, "notes", "a")
+
+
+def test_rows_go_whose_table_has_left_the_publication_before_it_was_read(database: Database, start: Start) -> None:
+    """The stream is behind: a table without a key was published, lost a row that nobody has, and is not published any
+    more when the relay comes to read it."""
+    conn = database.connect()
+    conn.execute("""
+        create table seen (tenant text, id int, primary key (tenant, id)); insert into seen values ('a', 1);
+        create table notes (tenant text, body text); alter table notes replica identity full;
+        insert into notes select 'a', (n / 3)::text from generate_series(1, 30) n;
+        create publication headrace for table seen;
+    """)
+    install_trigger(conn)
+    with start() as running:
+        running.settle()
+    conn.execute("alter publication headrace add table notes")
+    conn.execute("insert into seen select 'a', n from generate_series(2, 30000) n")  # takes longer than to look
+    conn.execute("delete from notes where body = '4'")
+    conn.execute("alter publication headrace drop table notes")
+    with start(read_bytes=1) as running:
+        running.settle_refills()
+        assert running.quarantined == 0
+        assert running.query("a", "select count(*) from seen") == [(30000,)]
 
 
 def test_a_table_that_has_to_wait_does_not_hold_up_another(database: Database, start: Start) -> None:
