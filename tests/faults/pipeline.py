@@ -213,6 +213,12 @@ class Pipeline:
 
         wait_until(done, "the first copy applied")
 
+    @property
+    def copies_begun_again(self) -> int:
+        """How often a table was truncated or altered between the snapshot of a first copy and its lock."""
+        logs = self.directory.glob("*-relay*.log")
+        return sum(path.read_text(errors="replace").count('"error": "CopyFailed"') for path in logs)
+
     def wait_applied(self, *stages: Stage, generation: int = 1, deadline_s: float = 60.0) -> None:
         """Until all that has committed by now is durable in the replicas; `stages` must live until then."""
         lsn = self.current_lsn()
@@ -220,18 +226,25 @@ class Pipeline:
         def done() -> bool:
             for stage in stages:
                 stage.assert_running()
-            return self.applied(lsn, generation)
+            return self.applied(lsn, generation + self.copies_begun_again)
 
-        wait_until(done, f"everything up to {lsn} applied", deadline_s=deadline_s)
+        try:
+            wait_until(done, f"everything up to {lsn} applied", deadline_s=deadline_s)
+        except AssertionError as error:
+            for status in sorted((self.directory / ".headrace" / "run").glob("*.json")):
+                error.add_note(f"{status.name}: {status.read_text()}")
+            error.add_note(f"saved: {self.saved()}")
+            raise
 
     def assert_equal(self, *stages: Stage, generation: int = 1, deadline_s: float = 60.0) -> Counter[str]:
         """Wait until all is applied, then compare every replica with Postgres; nothing was quarantined on the way.
 
-        `generation`: of the log and every replica, in the end; a copy more than expected is a failure.
+        `generation`: of the log and every replica, in the end; a copy more than expected is a failure, unless the traffic
+        truncated a table right before its copy.
         """
         self.wait_applied(*stages, generation=generation, deadline_s=deadline_s)
         compared = assert_replicas_equal(self.conn, self.root, PARTITIONS, self.tables)
-        assert {row[2] for row in self.saved()} == {generation}
+        assert {row[2] for row in self.saved()} == {generation + self.copies_begun_again}
         assert not self.quarantined()
         return compared
 
