@@ -170,6 +170,16 @@ class Replica:
         for record in records:
             self._held.setdefault(record.partition, record.offset)
 
+    def _keep_back(self) -> None:
+        """A transaction that is whole is not committed; it must be read again from where it begins."""
+        opened, self._open = self._open, None
+        if opened is None:
+            return
+        for partition, offset in opened.offsets.items():
+            self._held[partition] = min(offset, self._held.get(partition, offset))
+        if opened.before is not None:
+            self._cursor.execute("release part")
+
     @contextmanager
     def _rolled_back(self) -> Iterator[None]:
         """After an error the file is at a whole position, and the error is ours."""
@@ -409,10 +419,8 @@ class Replica:
             return
         self._flush()
         if self._missing:
-            if self._open is not None and self._open.before is not None:
-                self._cursor.execute("release part")
-            self._open = None
-            return  # kept back
+            self._keep_back()
+            return
         target, xid, commit_time_us = self._target
         position.write_position(self._conn, target, xid, commit_time_us, ready=self.ready)
         failpoints.hit("applier.3-before-commit")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliers.apply import Replica
+from appliers.apply import Numbered, Replica
 from appliers.errors import PositionGap, RecordRefused, RowMissing, TenantError
 from cdc.pgoutput import UNCHANGED, Row, Value
 from cdc.relation import Relation, ReplicaIdentity
@@ -630,3 +630,19 @@ def test_a_refill_of_another_table_of_that_name_is_not_meant(tmp_path: Path) -> 
     made.end_refill(RefillEnd(1, 30, 1, 30, digest_of(other, "items")))
     assert (ids(made), made.position) == ([1], Position(1, 10, 0))
     made.close()
+
+
+def test_a_held_tenant_is_read_again_from_where_its_transaction_begins(replica: Replica) -> None:
+    """T16: also when that is a chunk, or a truncate, long before the record that lacks a value."""
+    replica.apply([Numbered(0, 500, insert(20, 1, last=False))], ready=True)
+    replica.apply([Numbered(0, 600, incomplete(20, 7, chunk=1))], ready=True)
+    assert replica.open_offsets == {0: 500}
+    apply(replica, changes(24, run(Op.DELETE, ITEMS, ["7", None, None])))
+    assert (ids(replica), replica.open_offsets) == ([1], {})
+
+    replica.truncate(truncate(30), 0, 700)
+    replica.apply([Numbered(0, 800, incomplete(30, 8, chunk=1, last=False))], ready=True)
+    replica.close_transaction(close(30))
+    assert (ids(replica), replica.open_offsets) == ([1], {0: 700})
+    apply(replica, changes(34, run(Op.UPSERT, ITEMS, ["8", "new", "big"])))
+    assert (ids(replica), replica.open_offsets) == ([8], {})
