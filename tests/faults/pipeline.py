@@ -217,7 +217,7 @@ class Pipeline:
     def copies_begun_again(self) -> int:
         """How often a table was truncated or altered between the snapshot of a first copy and its lock."""
         logs = self.directory.glob("*-relay*.log")
-        return sum(path.read_text(errors="replace").count('"error": "CopyFailed"') for path in logs)
+        return sum(path.read_text(errors="replace").count("truncated or altered while its copy") for path in logs)
 
     def wait_applied(self, *stages: Stage, generation: int = 1, deadline_s: float = 60.0) -> None:
         """Until all that has committed by now is durable in the replicas; `stages` must live until then."""
