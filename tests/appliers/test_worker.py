@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import apsw
 import pytest
 
 from appliers.errors import PartitionInUse
@@ -109,8 +110,12 @@ class Fleet:
         return sorted(row[0] for row in rows_of(replica_path(self.root, tenant, PARTITIONS)))
 
     def ready(self, tenant: str) -> bool:
-        with sqlite3.connect(replica_path(self.root, tenant, PARTITIONS)) as conn:
-            return bool(conn.execute("select ready from _headrace_position").fetchone()[0])
+        # by the library that the worker of this process uses: of two, each drops the other's locks on a file
+        conn = apsw.Connection(str(replica_path(self.root, tenant, PARTITIONS)), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            return bool(conn.execute("select ready from _headrace_position").get)
+        finally:
+            conn.close()
 
     def quarantined(self) -> dict[str, str]:
         state = self.state()
