@@ -16,8 +16,8 @@ import pytest
 
 from cdc.pgoutput import UNCHANGED, Begin, Commit, Delete, Insert, Row, Truncate, Update, decode
 from cdc.relation import Relation
-from tests.cdc.slots import OUTPUT, frames, slot
-from tests.cdc.test_stream_oracle import VALUES, write
+from tests.cdc.slots import frames, slot
+from tests.cdc.test_stream_oracle import make_tables, write
 from tests.conftest import Database
 
 theirs = pytest.importorskip("core_cdc.processors.postgres.pgoutput")
@@ -50,13 +50,7 @@ def named(relation: Relation, row: Row | None) -> str | None:
 def test_another_decoder_reads_the_same(database: Database) -> None:
     """Message by message: kind, places, tables, columns, keys, old rows and new ones."""
     conn = database.connect()
-    conn.execute(OUTPUT)
-    conn.execute("create type mood as enum ('calm', $$very 'wild'$$)")
-    columns = ", ".join(f"{name} {kind}" for name, (kind, _) in VALUES.items())
-    for table in ("keyed", "whole"):
-        conn.execute(f"create table {table} (id int primary key, {columns})".encode())
-        conn.execute(f"alter table {table} alter big set storage external".encode())
-    conn.execute("alter table whole replica identity full; create publication headrace for table keyed, whole")
+    make_tables(conn)
     with slot(conn, "read") as read:
         write(conn, random.Random(6))
         came = frames(conn, read, "headrace")

@@ -192,6 +192,17 @@ def replay(rows: dict[str, Row], change: object) -> None:
             rows.clear()
 
 
+def make_tables(conn: psycopg.Connection[Any]) -> None:
+    """Two published tables with a column of every kind: found by key, and by the whole row."""
+    conn.execute(OUTPUT)
+    conn.execute("create type mood as enum ('calm', $$very 'wild'$$)")
+    columns = ", ".join(f"{name} {kind}" for name, (kind, _) in VALUES.items())
+    for table in ("keyed", "whole"):
+        conn.execute(f"create table {table} (id int primary key, {columns})".encode())
+        conn.execute(f"alter table {table} alter big set storage external".encode())
+    conn.execute("alter table whole replica identity full; create publication headrace for table keyed, whole")
+
+
 @pytest.mark.every_postgres
 @pytest.mark.parametrize(
     ("seed", "how"), [(1, "whole"), (2, "whole"), (3, "streamed"), (4, "prepared"), (5, "streamed and prepared")]
@@ -201,13 +212,7 @@ def test_the_decoder_agrees_with_two_witnesses(database: Database, seed: int, ho
     when they come in blocks while their transaction runs, or are prepared first."""
     streamed, prepared = "streamed" in how, "prepared" in how
     conn = database.connect()
-    conn.execute(OUTPUT)
-    conn.execute("create type mood as enum ('calm', $$very 'wild'$$)")
-    columns = ", ".join(f"{name} {kind}" for name, (kind, _) in VALUES.items())
-    for table in ("keyed", "whole"):
-        conn.execute(f"create table {table} (id int primary key, {columns})".encode())
-        conn.execute(f"alter table {table} alter big set storage external".encode())
-    conn.execute("alter table whole replica identity full; create publication headrace for table keyed, whole")
+    make_tables(conn)
     conn.execute("set logical_decoding_work_mem = '64kB'")
     theirs_ = slot(conn, f"theirs{seed}", "test_decoding")
     with slot(conn, f"ours{seed}", two_phase=prepared) as ours, theirs_ as theirs:
