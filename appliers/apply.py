@@ -110,6 +110,8 @@ class Replica:
         """Partition -> offset of the first record that is kept back; empty unless the tenant is held."""
         self.held_since: float | None = None
         """Unix time."""
+        self._drops_seen = 0
+        """`Catalog.drops` when this replica last had no table that is no more."""
         self._noted: set[str] = set()
         """Tables that are being refilled and have notes here, of those that have a plan."""
         self.rows = 0
@@ -141,6 +143,11 @@ class Replica:
         yet, or because the tenant is held."""
         opened = self._open.offsets if self._open else {}
         return {**opened, **self._held} if self._held else opened
+
+    @property
+    def midway(self) -> bool:
+        """Whether parts of a transaction are still to come."""
+        return self._open is not None
 
     @property
     def incomplete_rows(self) -> int:
@@ -216,6 +223,8 @@ class Replica:
             if self._shared and place <= self._target[0]:
                 return
             self._leave_older(changes.generation)
+        if self._drops_seen != self._catalog.drops:
+            self._drop_gone((place.generation, place.commit_lsn))
         for run in changes.runs:
             self._run(run)
         self.ready = ready and changes.chunk >= 0
@@ -303,7 +312,7 @@ class Replica:
             here = migration.shapes(self._conn)
             for plan in map(self._catalog.plan, record.schemas):
                 if plan.relation.oid in here:
-                    self._empty(here[plan.relation.oid].name)
+                    self._empty(plan.relation.oid, here[plan.relation.oid].name)
 
     def follow(self) -> None:
         """Bring every table to its present shape, when no record is going to; tables that the source has no more go. The
@@ -325,6 +334,28 @@ class Replica:
                 for plan in behind:
                     migration.migrate(self._conn, plan, self._catalog.is_there)
             self._commit()
+
+    def leave_dropped(self, at: tuple[int, int]) -> None:
+        """Tables that are no more since before (generation, commit_lsn), up to which all was applied, go, and with them what
+        a held tenant may be waiting for. Not in the midst of a transaction. Raises as `apply`."""
+        with self._rolled_back():
+            self._drop_gone(at)
+            self._commit()
+
+    def _drop_gone(self, at: tuple[int, int]) -> None:
+        here = migration.shapes(self._conn)
+        dropped = {oid: place for oid in here if (place := self._catalog.dropped_at(oid)) is not None}
+        gone = [oid for oid, place in dropped.items() if place[:2] < at]
+        if gone:
+            self._flush()
+            self._begin()
+        for oid in gone:
+            migration.drop_table(self._conn, here[oid].name)
+            self._missing.emptied(oid)
+            self._noted.discard(here[oid].name)
+            self._plans = {digest: plan for digest, plan in self._plans.items() if plan.relation.oid != oid}
+        if len(gone) == len(dropped):
+            self._drops_seen = self._catalog.drops
 
     def holds_rows(self, digests: Sequence[int]) -> bool:
         """Whether any of these tables is here and not empty. Raises as `apply`."""
@@ -371,6 +402,7 @@ class Replica:
                 for statement in (f"drop table if exists {quote(plan.notes)}", plan.create_notes, plan.fill_notes):
                     self._cursor.execute(statement)
                 self._noted.add(plan.name)
+                self._missing.refill_begun(plan.relation.oid)
 
     def end_refill(self, record: RefillEnd) -> None:
         """Delete the rows that no record has named since. Raises as `apply`."""
@@ -380,6 +412,7 @@ class Replica:
                 self._cursor.execute(plan.delete_noted)
                 self._cursor.execute(f"drop table {quote(plan.notes)}")
                 self._noted.discard(plan.name)
+                self._missing.refill_ended(plan.relation.oid)
 
     @contextmanager
     def _between(self, record: RefillBegin | RefillEnd) -> Iterator[Plan | None]:
@@ -443,6 +476,7 @@ class Replica:
         self._held.clear()
         self.held_since = None
         self._open = None
+        self._drops_seen = 0
         if self._in_transaction:
             self._in_transaction = False
             if self._conn.in_transaction:
@@ -465,11 +499,11 @@ class Replica:
             self._flush()
             self._begin()
             oid = plan.relation.oid
-            was = migration.shapes(self._conn).get(oid)
-            if was != (plan.name, plan.shape):
+            here = migration.shapes(self._conn)
+            if here.get(oid) != (plan.name, plan.shape):
                 migration.migrate(self._conn, plan, self._catalog.is_there)
-                if was is not None:
-                    self._missing.renamed(was.name, plan.name)
+                for other in here.keys() - migration.shapes(self._conn).keys():
+                    self._missing.emptied(other)
                 self._missing.reshaped(plan)
             self._noted.discard(plan.name)
             if plan.key and replica.has_notes(self._conn, plan):
@@ -482,7 +516,7 @@ class Replica:
         plan = self._plan(run.schema)
         op, rows = run.op, run.rows
         if op is _TRUNCATE:
-            self._empty(plan.name)
+            self._empty(plan.relation.oid, plan.name)
         elif plan.key_of is None:
             self._without_key(plan, run)
         elif op is _UPSERT:
@@ -531,10 +565,10 @@ class Replica:
             named: list[Any] = list(buffer)
             self._cursor.executemany(plan.forget_note, [(key,) for key in named] if plan.single_key else named)
 
-    def _empty(self, name: str) -> None:
+    def _empty(self, oid: int, name: str) -> None:
         self._pending.pop(name, None)
         self._cursor.execute(f"delete from {quote(name)}")
-        self._missing.emptied(name)
+        self._missing.emptied(oid)
         if name in self._noted:
             self._cursor.execute(f"delete from {quote(NOTES_PREFIX + name)}")
 

@@ -36,6 +36,8 @@ class Catalog:
         self._newest: dict[int, Schema] = {}
         self._dropped: dict[int, Place] = {}
         self.version = 0
+        self.drops = 0
+        """Grows when a table is told to be no more."""
         self.place: Place = _NEVER
         """Where the log told of the last change."""
 
@@ -75,6 +77,7 @@ class Catalog:
         news = [oid for oid in dropped.oids if self._dropped.get(oid, place) <= place and self.is_there(oid)]
         for oid in news:
             self._dropped[oid] = place
+        self.drops += len(news)
         if news:
             self._moved(place)
         return bool(news)
@@ -98,6 +101,10 @@ class Catalog:
         """Whether the source has the table, in the newest generation, as far as is known."""
         newest = self._newest.get(oid)
         return newest is not None and newest.generation == self.place[0] and _place(newest) > self._dropped.get(oid, _NEVER)
+
+    def dropped_at(self, oid: int) -> Place | None:
+        """Where the log told that the table is no more; None when it is there, or was never told of."""
+        return None if self.is_there(oid) else self._dropped.get(oid)
 
     def current(self, *, shared: bool) -> list[Plan]:
         """The present shape of every table of a tenant's replica, or of the shared one, in the newest generation."""

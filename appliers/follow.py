@@ -46,11 +46,13 @@ class Follower:
         """Seconds until there is something to do; None when there is nothing."""
         if self._partition is None and self._due(partitions) is None:
             return None
+        if not self._may_go_on(partitions):
+            return None
         return 0.0 if self._queue else max(0.0, self._not_before - time.monotonic())
 
     def next(self, partitions: Mapping[int, PartitionState]) -> str | None:
         """A replica to bring to the present shape; None when there is none now."""
-        while True:
+        while self._may_go_on(partitions):
             if self._queue:
                 return self._queue.popleft()
             if self._later:
@@ -65,6 +67,7 @@ class Follower:
             if self._partition is None:
                 return None
             self._queue.extend(self._names(self._partition))
+        return None
 
     def put_back(self, name: str) -> None:
         """The replica is in the midst of a transaction: again soon."""
@@ -84,15 +87,24 @@ class Follower:
         place = self._catalog.place
         return [p for p in (*partitions, SHARED_PARTITION) if self._followed.get(p, ()) < place]
 
+    def _may_go_on(self, partitions: Mapping[int, PartitionState]) -> bool:
+        """Whether what is told of the tables by now, maybe in another partition, is not ahead of the one at hand."""
+        return self._partition is None or self._partition in self._ready(partitions)
+
     def _due(self, partitions: Mapping[int, PartitionState]) -> int | None:
-        place = self._catalog.place
         wanting = self._wanting(partitions)
         if not wanting:
             return None
+        ready = self._ready(partitions)
+        return next((p for p in wanting if p in ready), None)
+
+    def _ready(self, partitions: Mapping[int, PartitionState]) -> set[int]:
+        """Those of which all has been read that committed up to the last change."""
+        place = self._catalog.place
         ready = {p for p, state in partitions.items() if self._has_read(state, place)}
         if len(ready) == len(partitions):
             ready.add(SHARED_PARTITION)  # whose rows come with every partition
-        return next((p for p in wanting if p in ready), None)
+        return ready
 
     @staticmethod
     def _has_read(state: PartitionState, place: Place) -> bool:

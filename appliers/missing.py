@@ -3,77 +3,141 @@
 A row that moves to a tenant, or joins a row filter, may come INCOMPLETE. It is written with NULL in place of what it
 lacks, inside an SQLite transaction that is not committed before later records have brought the rest; nobody reads it
 before. `Missing` says when that is. An empty one is false, so that asking costs nothing (docs/decisions/0010).
+
+Tables are known by oid, and columns by number where it is known, so that names may change meanwhile. A row that is not
+found by its key any more, because the table has another one now, is complete when the table has been read again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Self
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import Self, TypeAlias
+
+import msgspec
 
 from appliers.table import Plan
 from cdc.pgoutput import UNCHANGED, Row
 from fanout.envelope import Op, Run
 
+ColumnId: TypeAlias = int | str
+"""A column's number in the source; its name where the number is not known."""
 
-class Missing(dict[str, dict[Hashable, frozenset[str]]]):
-    """Table -> key of the row -> names of the columns that it lacks. No table without a row."""
+
+class _Table(msgspec.Struct):
+    """`rows`: key of the row -> the columns that it lacks. `by`: the key's columns. `lost`: rows of a former key.
+    `noted`, `noted_lost`: those that were here when the refill at hand began."""
+
+    by: tuple[ColumnId, ...]
+    rows: dict[Hashable, frozenset[ColumnId]] = {}
+    lost: int = 0
+    noted: frozenset[Hashable] = frozenset()
+    noted_lost: int = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.rows) + self.lost
+
+
+class Missing(dict[int, _Table]):
+    """By the table's oid. No table without a row."""
 
     def add(self, plan: Plan, row: Row) -> None:
         """An INCOMPLETE row was written."""
         assert plan.key_of is not None
-        self.setdefault(plan.name, {})[plan.key_of(row)] = _lacks(plan, row)
+        table = self.setdefault(plan.relation.oid, _Table(_key(plan)))
+        key = plan.key_of(row)
+        table.rows[key] = _lacks(plan, row)
+        table.noted -= {key}
 
     def note(self, plan: Plan, run: Run) -> None:
         """A run was applied: what did it bring?"""
-        rows = self.get(plan.name)
-        if rows is None or plan.key_of is None or run.op is Op.INCOMPLETE:
+        table = self.get(plan.relation.oid)
+        if table is None or plan.key_of is None or run.op is Op.INCOMPLETE:
             return
+        rows = table.rows
         match run.op:
             case Op.UPSERT | Op.DELETE | Op.DISCARD:
                 for row in run.rows:
                     rows.pop(plan.key_of(row), None)
             case Op.PATCH | Op.OVERLAY:
                 for row in run.rows:
-                    self._brought(plan, plan.key_of(row), row, plan.key_of(row))
+                    _brought(rows, plan, plan.key_of(row), row, plan.key_of(row))
             case Op.REKEY:
                 for old, new in zip(run.rows[::2], run.rows[1::2], strict=True):
-                    self._brought(plan, plan.key_of(old), new, plan.key_of(new))
+                    _brought(rows, plan, plan.key_of(old), new, plan.key_of(new))
             case Op.TRUNCATE:
-                rows.clear()
-        if not rows:
-            del self[plan.name]
-
-    def _brought(self, plan: Plan, before: Hashable, row: Row, after: Hashable) -> None:
-        rows = self[plan.name]
-        lacked = rows.pop(before, None)
-        rows.pop(after, None)
-        if lacked is not None and (left := lacked & _lacks(plan, row)):
-            rows[after] = left
+                self.emptied(plan.relation.oid)
+        self._settle(plan.relation.oid)
 
     def reshaped(self, plan: Plan) -> None:
-        """The table has other columns now: what is gone is not lacked any more."""
-        rows = {key: left for key, lacked in self.pop(plan.name, {}).items() if (left := lacked & set(plan.names))}
-        if rows:
-            self[plan.name] = rows
+        """The table has other columns now: what is gone is not lacked any more; under another key no row is found."""
+        table = self.get(plan.relation.oid)
+        if table is None:
+            return
+        numbers = dict(zip(plan.names, plan.attnums, strict=True))
+        here = frozenset(number or name for name, number in numbers.items())
+        for key, lacked in list(table.rows.items()):
+            table.rows[key] = left = here.intersection(_renumbered(lacked, numbers))
+            if not left:
+                del table.rows[key]
+        if _key(plan) != tuple(_renumbered(table.by, numbers)):
+            table.lost += len(table.rows)
+            table.rows, table.noted = {}, frozenset()
+        table.by = _key(plan)
+        self._settle(plan.relation.oid)
 
-    def renamed(self, table: str, to: str) -> None:
-        """The table is called otherwise now."""
-        if table != to and table in self:
-            self[to] = self.pop(table)
+    def emptied(self, oid: int) -> None:
+        """The table was truncated, or is no more."""
+        self.pop(oid, None)
 
-    def emptied(self, table: str) -> None:
-        """The table was truncated."""
-        self.pop(table, None)
+    def refill_begun(self, oid: int) -> None:
+        """Every row of the table is read again from here on."""
+        table = self.get(oid)
+        if table is not None:
+            table.noted, table.noted_lost = frozenset(table.rows), table.lost
+
+    def refill_ended(self, oid: int) -> None:
+        """Every row has been: what was here at the begin, and no record has named by its key, goes or is whole."""
+        table = self.get(oid)
+        if table is not None:
+            for key in table.noted:
+                table.rows.pop(key, None)
+            table.lost -= table.noted_lost
+            table.noted, table.noted_lost = frozenset(), 0
+            self._settle(oid)
 
     def copy(self) -> Self:
         """As of now."""
-        return type(self)({table: dict(rows) for table, rows in self.items()})
+        return type(self)({oid: msgspec.structs.replace(table, rows=dict(table.rows)) for oid, table in self.items()})
 
     @property
     def count(self) -> int:
         """Rows."""
-        return sum(map(len, self.values()))
+        return sum(table.count for table in self.values())
+
+    def _settle(self, oid: int) -> None:
+        if oid in self and not self[oid].count:
+            del self[oid]
 
 
-def _lacks(plan: Plan, row: Row) -> frozenset[str]:
-    return frozenset(name for name, value in zip(plan.names, row, strict=True) if value is UNCHANGED)
+def _brought(rows: dict[Hashable, frozenset[ColumnId]], plan: Plan, before: Hashable, row: Row, after: Hashable) -> None:
+    lacked = rows.pop(before, None)
+    rows.pop(after, None)
+    if lacked is not None and (left := lacked & _lacks(plan, row)):
+        rows[after] = left
+
+
+def _renumbered(columns: Iterable[ColumnId], numbers: Mapping[str, int]) -> Iterator[ColumnId]:
+    """By number where that has become known."""
+    return ((numbers.get(column) or column) if isinstance(column, str) else column for column in columns)
+
+
+def _lacks(plan: Plan, row: Row) -> frozenset[ColumnId]:
+    return frozenset(
+        number or name for number, name, value in zip(plan.attnums, plan.names, row, strict=True) if value is UNCHANGED
+    )
+
+
+def _key(plan: Plan) -> tuple[ColumnId, ...]:
+    numbers = dict(zip(plan.names, plan.attnums, strict=True))
+    return tuple(numbers[name] or name for name in plan.key)

@@ -436,10 +436,14 @@ class Worker:
 
     def _bring_up(self, name: str) -> None:
         warm = self._pool.warm(name)
-        if name in self._backlog or (warm is not None and warm.open_offsets):
-            self._follower.put_back(name)
-            return
         try:
+            if warm is not None and name in self._unfinished and not warm.midway:
+                place = self._catalog.place
+                warm.leave_dropped((place[0], place[1] + 1))
+                self._note_unfinished(name, warm)
+            if name in self._backlog or name in self._unfinished:
+                self._follower.put_back(name)
+                return
             if warm is not None:
                 warm.follow()
                 return

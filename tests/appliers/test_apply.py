@@ -13,11 +13,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliers.apply import Numbered, Replica
+from appliers.catalog import Catalog
 from appliers.errors import PositionGap, RecordRefused, RowMissing, TenantError
+from cdc.facts import ColumnFacts, TableFacts
 from cdc.pgoutput import UNCHANGED, Row, Value
 from cdc.relation import Relation, ReplicaIdentity
-from fanout.envelope import FIRST_COPY_CHUNK, Changes, Close, Op, Position, RefillBegin, RefillEnd, Run, Truncate, digest_of
+from fanout.envelope import (
+    FIRST_COPY_CHUNK,
+    Changes,
+    Close,
+    Dropped,
+    Op,
+    Position,
+    RefillBegin,
+    RefillEnd,
+    Run,
+    Schema,
+    Truncate,
+    digest_of,
+)
 from tests.appliers.records import (
+    INT8,
+    TEXT,
     catalog_of,
     changes,
     facts,
@@ -577,6 +594,94 @@ def test_a_new_generation_ends_a_hold(replica: Replica) -> None:
     assert (ids(replica), replica.incomplete_rows) == ([9], 0)
 
 
+def dropped(lsn: int) -> Dropped:
+    return Dropped(1, lsn, 0, [ITEMS.oid])
+
+
+@pytest.fixture
+def catalog() -> Catalog:
+    return catalog_of(schema(ITEMS), schema(KEYLESS))
+
+
+def test_a_table_that_is_no_more_goes_with_the_next_record_and_ends_a_hold(catalog: Catalog, tmp_path: Path) -> None:
+    """T24: nobody brings what the row lacked. Records from before the drop find the table."""
+    replica = open_replica(tmp_path, catalog)
+    apply(replica, insert(10, 1))
+    held = numbered(incomplete(20, 7), insert_note(30, "with the drop"))
+    catalog.note_dropped(dropped(30))
+    replica.apply(held, ready=True)
+    assert (ids(replica), replica.incomplete_rows) == ([1], 1)
+    apply(replica, insert_note(31, "later"))
+    assert (replica.incomplete_rows, replica.open_offsets, replica.position) == (0, {}, Position(1, 31, 0))
+    tables = {str(row[1]) for row in rows_of(replica.path, "sqlite_schema")}
+    assert "notes" in tables
+    assert "items" not in tables
+    replica.close()
+
+
+def test_an_idle_held_tenant_leaves_a_dropped_table_when_it_is_told(catalog: Catalog, tmp_path: Path) -> None:
+    replica = open_replica(tmp_path, catalog)
+    apply(replica, incomplete(20, 7), insert_note(21, "kept"))
+    catalog.note_dropped(dropped(30))
+    replica.leave_dropped((1, 30))
+    assert replica.incomplete_rows == 1
+    replica.leave_dropped((1, 31))
+    assert (replica.open_offsets, replica.position) == ({}, Position(1, 21, 0))
+    assert rows_of(replica.path, "notes") == [(1, "kept", None)]
+    replica.close()
+
+
+def test_a_table_dropped_and_made_again_in_one_transaction_ends_a_hold(catalog: Catalog, tmp_path: Path) -> None:
+    """R20: the other table's row of that key is not the one that was waited for, nor does it wait."""
+    replica = open_replica(tmp_path, catalog)
+    other = relation(oid=16401)
+    apply(replica, incomplete(20, 7))
+    catalog.note_dropped(dropped(30))
+    catalog.note_schema(schema(other, lsn=30))
+    apply(replica, changes(30, run(Op.UPSERT, other, ["9", "other", None])))
+    assert (ids(replica), replica.open_offsets) == ([9], {})
+    replica.close()
+
+
+def told(of: Relation, *columns: tuple[int, str], key: tuple[str, ...] = ("id",), lsn: int) -> Schema:
+    """The table's Schema with facts."""
+    facts = TableFacts(of.oid, of.schema, of.table, key, (), tuple(ColumnFacts(n, name) for n, name in columns), 9)
+    return Schema(1, lsn, digest_of(of, of.table, facts), of, of.table, True, False, "", facts)
+
+
+def test_a_column_that_is_renamed_is_still_lacked(tmp_path: Path) -> None:
+    """T23: never NULL in the place of a value that is on its way."""
+    renamed = relation(columns=(("id", INT8), ("a", TEXT), ("c", TEXT)))
+    before = told(ITEMS, (1, "id"), (2, "a"), (3, "b"), lsn=1)
+    after = told(renamed, (1, "id"), (2, "a"), (3, "c"), lsn=30)
+    replica = open_replica(tmp_path, catalog_of(schema(ITEMS), before, after))
+    apply(replica, changes(20, Run(Op.INCOMPLETE, before.digest, False, [["7", "new", UNCHANGED]])))
+    apply(replica, changes(30, Run(Op.UPSERT, after.digest, False, [["8", "x", "y"]])))
+    assert (replica.incomplete_rows, replica.position) == (1, Position(0, 0, FIRST_COPY_CHUNK))
+    apply(replica, changes(31, Run(Op.OVERLAY, after.digest, False, [["7", UNCHANGED, "big"]])))
+    assert rows_of(replica.path) == [(7, "new", "big"), (8, "x", "y")]
+    replica.close()
+
+
+def test_rows_of_a_former_key_are_whole_when_the_table_has_been_read_again(tmp_path: Path) -> None:
+    """T23: with the key goes what the row would be found by; the refill that the change asks for names it anew."""
+    before = told(ITEMS, (1, "id"), (2, "a"), (3, "b"), lsn=1)
+    rekeyed = relation(key=("a",))
+    after = told(rekeyed, (1, "id"), (2, "a"), (3, "b"), key=("a",), lsn=30)
+    replica = open_replica(tmp_path, catalog_of(schema(ITEMS), before, after))
+    apply(replica, changes(20, Run(Op.INCOMPLETE, before.digest, False, [["7", "x", UNCHANGED]])))
+    apply(replica, changes(30, Run(Op.UPSERT, after.digest, False, [["8", "7", "y"]])))
+    assert replica.incomplete_rows == 1
+    replica.end_refill(RefillEnd(1, 31, 1, 31, after.digest))  # of a refill that began with the former key
+    assert replica.incomplete_rows == 1
+    replica.begin_refill(RefillBegin(1, 40, 1, 40, after.digest))
+    apply(replica, changes(41, Run(Op.UPSERT, after.digest, False, [["7", "x", "big"], ["8", "7", "y"]])))
+    assert replica.incomplete_rows == 1
+    replica.end_refill(RefillEnd(1, 50, 1, 50, after.digest))
+    assert rows_of(replica.path) == [(7, "x", "big"), (8, "7", "y")]
+    replica.close()
+
+
 # Refills
 
 
@@ -619,6 +724,17 @@ def test_a_refill_that_begins_again_notes_again(replica: Replica) -> None:
     apply(replica, insert(31, 2))
     replica.end_refill(end(40))
     assert ids(replica) == [2]
+
+
+def test_a_refill_ends_a_hold_on_rows_that_are_no_more(replica: Replica) -> None:
+    """A row whose end was not published goes with the refill; one that came meanwhile is waited for."""
+    apply(replica, insert(10, 1), incomplete(20, 7))
+    replica.begin_refill(begin(30))
+    apply(replica, insert(31, 1), incomplete(32, 8))
+    replica.end_refill(end(40))
+    assert replica.incomplete_rows == 1
+    apply(replica, changes(41, run(Op.UPSERT, ITEMS, ["8", "new", "big"])))
+    assert ids(replica) == [1, 8]
 
 
 def test_a_refill_of_another_table_of_that_name_is_not_meant(tmp_path: Path) -> None:
