@@ -32,12 +32,13 @@ class RefillRequest(msgspec.Struct, frozen=True):
     """A table, or some of its rows, whose present values replicas lack.
 
     `replace`: rows that the source has no more must go too. `keys`: just the rows of these replica identities, each its
-    values in the Relation's order; empty: every row.
+    values in the Relation's order; empty: every row. `by`: the identity's columns in that order; empty: not known.
     """
 
     oid: int
     replace: bool = False
     keys: tuple[tuple[str, ...], ...] = ()
+    by: tuple[str, ...] = ()
 
 
 def decode_request(content: bytes) -> RefillRequest:

@@ -155,7 +155,8 @@ class Refill(msgspec.Struct, array_like=True):
     """What is still to be read from a table again. For the relay that goes on; nobody else needs it.
 
     `keys`: just these rows; empty: the table, in the order of its key, from behind `after` on (empty: from the start).
-    `replace`: rows that the source has no more go at the end. `begun`: its RefillBegin is in the log.
+    `replace`: rows that the source has no more go at the end. `begun`: its RefillBegin is in the log. `by`: whose values
+    `keys` are, as columns; empty: not known.
     """
 
     oid: int
@@ -163,6 +164,7 @@ class Refill(msgspec.Struct, array_like=True):
     keys: list[tuple[str, ...]]
     begun: bool
     after: tuple[str, ...]
+    by: tuple[str, ...] = ()
 
 
 class Progress(msgspec.Struct, array_like=True, tag=5):
@@ -233,12 +235,13 @@ class RefillEnd(msgspec.Struct, array_like=True, tag=10):
 
 class Tables(msgspec.Struct, array_like=True, tag=11):
     """Every table as the relay knows it, as of `commit_lsn`: with the Schemas that follow, what it goes on from when it
-    starts again. For nobody else."""
+    starts again. For nobody else. `left`: oids of tables that have left the publication, the last of them last."""
 
     generation: int
     commit_lsn: int
     time_ms: int
     schemas: list[Schema]
+    left: list[int] = []
 
 
 class Dropped(msgspec.Struct, array_like=True, tag=12):

@@ -34,10 +34,12 @@ _REPEAT_S: Final = (0.0, 0.01, 0.05, 0.2, 1.0)
 
 
 class _Table(msgspec.Struct):
-    """One table's refill. `keys`: asked for by key, in order. `whole`: the table is asked for."""
+    """One table's refill. `keys`: asked for by key, in order; `by`: the key's columns, empty when they are not known.
+    `whole`: the table is asked for."""
 
     oid: int
     keys: dict[Key, None] = {}
+    by: tuple[str, ...] = ()
     whole: bool = False
     replace: bool = False
     begun: bool = False
@@ -55,13 +57,29 @@ class _Table(msgspec.Struct):
         """Every row again, from the first."""
         self.begun, self.after, self.read_all, self.look, self.tracker = False, (), False, None, None
 
-    def ask_for_keys(self, keys: Iterable[Key]) -> None:
+    def ask_for_keys(self, keys: Iterable[Key], by: tuple[str, ...]) -> None:
         """Rows by key, behind those that are asked for; too many are the whole table."""
+        if self.keys and by and self.by and by != self.by:
+            self.ask_for_all()
         self.keys.update(dict.fromkeys(keys))
+        self.by = by or self.by
         if len(self.keys) > _MOST_KEYS:
             self.keys.clear()
             self.whole = True
             self.start_over()
+
+    def ask_for_all(self) -> None:
+        """The keys are of a key that the table has no more. With the end of its refill a replica knows that the rows, too,
+        which it waits for under such a key are there."""
+        self.keys.clear()
+        self.whole = self.replace = True
+        self.start_over()
+
+    def has_other_key(self, look: Look) -> bool:
+        """Whether what is asked for is named by another key than the table has as of `look`."""
+        if any(len(key) != len(look.key) for key in (*self.keys, self.after) if key):
+            return True
+        return bool(self.keys and self.by and look.relation and self.by != identity_of(look.relation, look.key))
 
     @property
     def done(self) -> bool:
@@ -95,7 +113,7 @@ class Refills:
         for refill in pending:
             table = self._tables.setdefault(refill.oid, _Table(refill.oid))
             if refill.keys:
-                table.ask_for_keys(refill.keys)
+                table.ask_for_keys(refill.keys, refill.by)
             else:
                 table.whole, table.replace, table.begun, table.after = True, refill.replace, refill.begun, refill.after
 
@@ -104,10 +122,15 @@ class Refills:
         for request in requests:
             table = self._tables.setdefault(request.oid, _Table(request.oid))
             if request.keys:
-                table.ask_for_keys(request.keys)
+                table.ask_for_keys(request.keys, request.by)
             else:
                 table.whole, table.replace = True, table.replace or request.replace
                 table.start_over()
+
+    def forget(self, oid: int) -> None:
+        """Replicas have the table no more: nobody waits for its rows."""
+        self._tables.pop(oid, None)
+        self.tracked.pop(oid, None)
 
     def covers(self, oid: int) -> bool:
         """Whether the whole table is asked for: a row that replicas lack is going to come."""
@@ -123,7 +146,7 @@ class Refills:
         found = []
         for table in self._tables.values():
             if table.keys:
-                found.append(Refill(table.oid, False, list(table.keys), False, ()))
+                found.append(Refill(table.oid, False, list(table.keys), False, (), table.by))
             if table.whole:
                 found.append(Refill(table.oid, table.replace, [], table.begun, table.after))
         return found
@@ -211,16 +234,13 @@ class Refills:
         # of a partition whose rows are published as its root's, the root is what is read
         root = self._tables.setdefault(look.relation.oid, table)
         if root is not table:
-            root.ask_for_keys(table.keys)
+            root.ask_for_keys(table.keys, table.by)
             if table.whole:
                 root.whole, root.replace = True, root.replace or table.replace
                 root.start_over()
         root.oid = look.relation.oid
-        if look.key and any(len(key) != len(look.key) for key in (*root.keys, root.after) if key):
-            # these are values of a key that the table had before
-            root.keys.clear()
-            root.whole = True
-            root.start_over()
+        if look.key and root.has_other_key(look):
+            root.ask_for_all()
         root.look, root.tracker = look, None
 
     # --- the stream ---
@@ -264,7 +284,8 @@ class Refills:
             table.look.key,
             identity_of(table.look.relation, table.look.key),
         ):
-            table.start_over()  # the table has another key now
+            # the table has another key now
+            table.start_over() if not table.keys else table.ask_for_all()
             self.tracked.pop(table.oid, None)
             return None
         match piece.order.step:
@@ -312,5 +333,5 @@ class Refills:
         table.read_all = table.read_all or not (asked or piece.more)
         table.repeats = table.repeats + 1 if again and not piece.left else 0
         table.rows += len(piece.rows)
-        table.ask_for_keys(again)
+        table.ask_for_keys(again, identity)
         return True

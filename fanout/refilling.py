@@ -40,6 +40,8 @@ class Refilling:
                 self.refills.put_off(answer)
             else:
                 self.refills.looked(answer, wanted=answer.relation is not None and router.wants(answer.relation))
+                # what is published no more is told to replicas by the facts of what is
+                router.tables.stale = router.tables.stale or answer.relation is None
         order = self.refills.next()
         if order is not None:
             failpoints.hit("relay.refill-ordered")

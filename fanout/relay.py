@@ -384,7 +384,8 @@ class Relay:
         if router.tables.changed:
             router.tables.changed = False
             self._tables_ms = max(time.time_ns() // 1_000_000, self._tables_ms + 1)
-            body = envelope.Tables(self.status.generation, router.lsn, self._tables_ms, router.tables.schemas())
+            tables = router.tables
+            body = envelope.Tables(self.status.generation, router.lsn, self._tables_ms, tables.schemas(), tables.left)
             self._append([Routed(-1, None, envelope.encode(body))], session)
 
     def _check_stop(self) -> None:

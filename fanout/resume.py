@@ -106,7 +106,7 @@ def read_known_tables(reader: LogReader, state: LogState, publication: str) -> K
             offset = record.offset + 1
             body = envelope.decode(record.value) if record.key is None else None
             if isinstance(body, Tables) and (body.generation, body.time_ms) == (state.generation, state.tables_ms):
-                return KnownTables(body.schemas, publication=publication)
+                return KnownTables(body.schemas, left=body.left, publication=publication)
     return nothing
 
 

@@ -266,6 +266,8 @@ class Router:
         self._leaves.first_row(oid)
         if relation is None:
             raise UnknownRelation("A row of a relation that was never described", relation_oid=oid)
+        if self.tables.has_left(oid):
+            return self._targets.setdefault(oid, _Target(relation, 0, -1, None, "skip", True))
         facts, request = self.tables.facts_of(relation), self.tables.seen(relation)
         said, record = self._said.get(oid), self.describe(relation, self.lsn, facts)
         target = self._targets[oid]
@@ -296,6 +298,7 @@ class Router:
             self._targets.pop(oid, None)
             self._unclaim(oid)
             self.tables.drop(oid)
+            self._refills.forget(oid)
         for relation, facts, request in self.tables.changes(message):
             before = self.tables.get(relation.oid)
             try:
@@ -416,14 +419,18 @@ class Router:
 
     def _incomplete(self, target: _Target, tenant: Value, new: Row) -> None:
         """A row that is new to its tenant and lacks values: they are asked for."""
+        if tenant is None and target.on_null == "skip":
+            self.skipped_rows += 1
+            return
         self._newer.add(tenant if type(tenant) is str else _SHARED)
         self._add(target, tenant, Op.INCOMPLETE, new)
         relation = target.relation
+        by = tuple(column.name for column in relation.columns if column.key)
         key = [value for value, column in zip(new, relation.columns, strict=True) if column.key]
         texts = tuple(value for value in key if type(value) is str)
         # under FULL, and without an identity, Postgres sends whole rows; if it ever does not, the table is read
         by_key = bool(key) and len(texts) == len(key)
-        self.wanted.append(RefillRequest(relation.oid, keys=(texts,)) if by_key else RefillRequest(relation.oid))
+        self.wanted.append(RefillRequest(relation.oid, keys=(texts,), by=by) if by_key else RefillRequest(relation.oid))
 
     def _brought(self, target: _Target, tenant: Value, old: Row) -> Row | None:
         """The row with this key as this transaction has brought it itself, if it did so just now and whole."""

@@ -13,6 +13,7 @@ The relay writes what is known here into the log (`envelope.Tables`) and goes on
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 import msgspec
 
@@ -26,6 +27,8 @@ _DEFAULTS, _TYPES = 2, 4
 """Reasons of a rewrite: https://www.postgresql.org/docs/current/functions-event-triggers.html"""
 
 _NUMERIC = 1700
+_MOST_LEFT: Final = 1000
+"""Only transactions that were running when a table left have rows of it."""
 _ALIKE = frozenset({25, 1043})
 """text and varchar: Postgres prints the same value the same."""
 
@@ -52,8 +55,17 @@ class KnownTables:
     """By oid. `publication`: whose; messages for another one say nothing here. `complete`: a table that is not here is new
     to the publication."""
 
-    def __init__(self, schemas: Iterable[Schema] = (), *, publication: str = "", complete: bool = True) -> None:
+    def __init__(
+        self,
+        schemas: Iterable[Schema] = (),
+        *,
+        left: Iterable[int] = (),
+        publication: str = "",
+        complete: bool = True,
+    ) -> None:
+        """`left`: see `has_left`."""
         self.publication = publication
+        self._left = dict.fromkeys(left)
         self._by_oid = {schema.relation.oid: Known(schema) for schema in schemas}
         self.complete = complete
         self.stale = False
@@ -72,8 +84,22 @@ class KnownTables:
         """All, to be written into the log."""
         return [known.schema for known in self._by_oid.values()]
 
+    @property
+    def left(self) -> list[int]:
+        """Tables that `has_left` knows of, to be written into the log."""
+        return list(self._left)
+
+    def has_left(self, oid: int) -> bool:
+        """Whether the table was told to have left the publication, and not to be back: rows that come all the same were
+        written before that, by transactions that committed later, and are nobody's. Asks whether it is back."""
+        if oid not in self._left:
+            return False
+        self.stale = True
+        return True
+
     def note(self, schema: Schema, changed_by: int) -> None:
         """The table is like this now."""
+        self._left.pop(schema.relation.oid, None)
         before = self._by_oid.get(schema.relation.oid)
         if before is None or before.schema.digest != schema.digest:
             self._by_oid[schema.relation.oid] = Known(schema, changed_by)
@@ -83,6 +109,9 @@ class KnownTables:
         """The table is not there any more."""
         if self._by_oid.pop(oid, None) is not None:
             self.changed = True
+            self._left[oid] = None
+            while len(self._left) > _MOST_LEFT:
+                del self._left[next(iter(self._left))]
 
     def facts_of(self, relation: Relation) -> TableFacts | None:
         """The facts to describe a relation with that the stream has shown: those known, or provisional ones."""

@@ -375,3 +375,66 @@ def test_a_refill_does_not_bring_back_what_an_unseen_commit_has_changed(database
         running.settle_refills()
         assert_equal(running, "items", "a", "b")
         assert [n_of(running, number) for number in (1, 2, 3)] == [11, 22, 33]
+
+
+@pytest.mark.parametrize("trigger", [True, False])
+@pytest.mark.parametrize("leaving", ["drop table items", "alter publication headrace drop table items"])
+def test_a_tenant_is_not_held_for_a_table_that_is_no_more(
+    database: Database, start: Start, leaving: str, trigger: bool
+) -> None:
+    """T24, E5: nobody can bring the large value any more. The tenant goes on without the table, also an idle one."""
+    database.connect().execute(TABLES)
+    database.connect().execute("""
+        create table seen (tenant text, id int, primary key (tenant, id)); alter publication headrace add table seen;
+        insert into seen values ('a', 1), ('x', 1), ('y', 1);
+    """)
+    if trigger:
+        install_trigger(database.connect())
+    with start() as running:
+        running.settle()
+        with blocked_refill(database):
+            ask(running.conn, "items")
+            running.conn.execute("update items set tenant = 'x' where tenant = 'a' and id = 1")
+            running.conn.execute("update items set tenant = 'y' where tenant = 'a' and id = 2")
+            wait_until(lambda: len(running.held) == 2, "two tenants are held")
+        database.connect().execute(leaving)
+        running.conn.execute("insert into seen values ('a', 2), ('x', 2)")
+        wait_until(lambda: not running.held, "no tenant is held any more")
+        running.settle_refills()
+        for tenant, rows in (("a", 2), ("x", 2), ("y", 1)):
+            assert running.query(tenant, "select count(*) from seen") == [(rows,)]
+            assert running.query(tenant, "select count(*) from sqlite_schema where name = 'items'") == [(0,)]
+        assert running.quarantined == 0
+
+
+def test_rows_that_were_written_before_a_table_left_are_nobodys(database: Database, start: Start) -> None:
+    """Postgres sends them when their transaction commits later. No replica gets the table back with these rows alone, also
+    from a relay that has started again; a table that is back has all its rows."""
+    database.connect().execute("""
+        create table seen (tenant text, id int, primary key (tenant, id)); insert into seen values ('a', 1);
+        create table notes (tenant text, id int, primary key (tenant, id)); insert into notes values ('a', 1), ('a', 2);
+        create publication headrace for table seen, notes;
+    """)
+    install_trigger(database.connect())
+    late, later = database.connect(), database.connect()
+    tables = "select count(*) from sqlite_schema where name = 'notes'"
+    with start() as running:
+        running.settle()
+        for conn, number in ((late, 3), (later, 4)):
+            conn.execute("begin")
+            conn.execute("insert into notes values ('a', %s)", [number])
+        running.conn.execute("alter publication headrace drop table notes")
+        running.conn.execute("insert into seen values ('a', 2)")
+        late.execute("commit")
+        running.conn.execute("insert into seen values ('a', 3)")
+        running.settle()
+        assert running.query("a", tables) == [(0,)]
+    with start() as running:
+        later.execute("commit")
+        running.conn.execute("insert into seen values ('a', 4)")
+        running.settle()
+        assert running.query("a", "select count(*) from seen") == [(4,)]
+        assert running.query("a", tables) == [(0,)]
+        running.conn.execute("alter publication headrace add table notes")
+        running.settle_refills()
+        assert_equal(running, "notes", "a")

@@ -122,7 +122,10 @@ SAMPLES: dict[str, Envelope] = {
         "7443121311232",
         1,
         "headrace",
-        [Refill(16401, True, [], True, ("acme", "7")), Refill(16402, False, [("acme", "1"), ("acme", "2")], False, ())],
+        [
+            Refill(16401, True, [], True, ("acme", "7")),
+            Refill(16402, False, [("acme", "1"), ("acme", "2")], False, (), ("tenant", "id")),
+        ],
     ),
     "copy begin": CopyBegin(2, 3, "7443121311232", 1, "headrace"),
     "copy end": CopyEnd(2, 23_803_000, 3, 1_000_000),
@@ -133,7 +136,7 @@ SAMPLES: dict[str, Envelope] = {
     "progress with tables": Progress(
         1, 23_803_776, 2, 1_764_000_000_125_000, "7443121311232", 1, "headrace", [], 1_764_000_000_124
     ),
-    "tables": Tables(1, 23_803_776, 1_764_000_000_124, [FULL_SCHEMA]),
+    "tables": Tables(1, 23_803_776, 1_764_000_000_124, [FULL_SCHEMA], [16403]),
     "dropped": Dropped(1, 23_803_776, 1, [16401, 16402]),
 }
 

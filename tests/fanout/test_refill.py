@@ -257,6 +257,19 @@ def test_too_many_keys_are_the_table() -> None:
     assert played.refills.pending() == [Refill(7, False, [], False, ())]
 
 
+def test_rows_of_a_table_that_is_no_more_are_not_asked_for() -> None:
+    """T24: also when a piece of it is on its way; a table that comes back is asked for anew."""
+    played = Played()
+    played.refills.ask([RefillRequest(7, keys=(key(1),), by=("id", "tenant")), RefillRequest(8)])
+    played.look()
+    order = played.order()
+    played.refills.forget(7)
+    assert played.refills.pending() == [Refill(8, False, [], False, ())]
+    played.refills.ask([RefillRequest(7, replace=True)])
+    assert played.answer(order, row(1)) is None
+    assert played.refills.pending()[1:] == [Refill(7, True, [], False, ())]
+
+
 def test_a_partition_is_read_as_its_root() -> None:
     """T25: what was asked of a partition whose rows are published as its root's is asked of the root."""
     played = Played()
@@ -267,10 +280,15 @@ def test_a_partition_is_read_as_its_root() -> None:
 
 
 def test_values_of_a_key_that_has_another_column_now_ask_for_the_whole_table() -> None:
-    """T23: neither rows asked for by key, nor the place where the relay before stopped, can be found by them any more."""
-    for pending in (Refill(7, False, [("1",)], False, ()), Refill(7, True, [], True, ("2",))):
+    """T23: neither rows asked for by key, nor the place where the relay before stopped, can be found by them any more, and
+    with the end of the refill replicas know that rows which they had under such a key are there."""
+    for pending in (
+        Refill(7, False, [("1",)], False, ()),
+        Refill(7, False, [("1", "t")], False, (), ("n", "tenant")),
+        Refill(7, False, [], True, ("2",)),
+    ):
         played = Played([pending])
         played.look()
-        assert played.refills.pending() == [Refill(7, pending.replace, [], False, ())]
+        assert played.refills.pending() == [Refill(7, True, [], False, ())]
         order = played.order()
         assert (order.keys, order.after) == ((), ())

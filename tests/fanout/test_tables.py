@@ -122,3 +122,22 @@ def test_rows_of_a_shape_that_nobody_told_of() -> None:
     assert facts is not None
     assert [column.attnum for column in facts.columns] == [1, 2, 3, 0]
     assert tables.stale
+
+
+def test_a_table_that_has_left_is_known_to_until_it_is_told_to_be_back() -> None:
+    """Over a restart, too; a row of it has the relay ask what there is. The first ones are forgotten, of very many."""
+    tables = known()
+    assert not tables.has_left(7)
+    assert not tables.stale
+    tables.drop(7)
+    tables = KnownTables(left=tables.left, publication="p")
+    assert tables.has_left(7)
+    assert tables.stale
+    ((relation, facts, request),) = tables.changes(told(TABLE, FACTS, complete=True))
+    assert request == ALL
+    tables.note(Schema(1, 2, digest_of(relation, "t", facts), relation, "t", True, False, "", facts), 0)
+    assert not tables.has_left(7)
+    tables = KnownTables(left=range(1000))
+    tables.note(Schema(1, 1, 5, msgspec.structs.replace(TABLE, oid=2000), "t", True, False, "", FACTS), 0)
+    tables.drop(2000)
+    assert tables.left == [*range(1, 1000), 2000]
