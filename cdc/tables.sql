@@ -19,8 +19,13 @@ select json_build_array(
             case when a.atttypid >= 10000 then concat(bn.nspname, '.', bt.typname) else '' end,
             a.atttypmod, c.relreplident = 'f' or coalesce(a.attnum = any(identity.attnums), false),
             not a.attnotnull, a.attnum,
-            -- what rows hold that are older than the column
-            case when a.atthasmissing then (a.attmissingval::text::text[])[1] end,
+            -- what rows hold that are older than the column; those of a partitioned table are its partitions'
+            case when c.relkind = 'p' then
+              (select case when count(distinct l.attmissingval::text) = 1 then (min(l.attmissingval::text)::text[])[1] end
+               from pg_partition_tree(c.oid) t
+               join pg_attribute l on l.attrelid = t.relid and l.attname = a.attname and not l.attisdropped
+               where t.isleaf and l.atthasmissing)
+            when a.atthasmissing then (a.attmissingval::text::text[])[1] end,
             -- what a value's text depends on beside the type itself: labels of an enum, attributes of a composite
             case e.typtype
               when 'e' then (select json_agg(l.enumlabel order by l.oid) from pg_enum l where l.enumtypid = e.oid)

@@ -173,6 +173,34 @@ def test_a_new_partition_with_a_key_below_a_root_that_is_full(database: Database
         assert play.running.skipped_rows == 0
 
 
+@pytest.mark.parametrize("trigger", [True, False])
+def test_a_column_with_a_default_that_a_partitioned_table_gets(database: Database, tmp_path: Path, trigger: bool) -> None:
+    """T23, T25: Postgres keeps the value that older rows have with each partition, and nothing with the root. Also when one
+    partition was written anew since, so that it does not keep it any more, and another has come."""
+    conn = database.connect()
+    conn.execute("""
+        create table r (tenant text, id int, primary key (tenant, id)) partition by range (id);
+        create table r_1 partition of r for values from (1) to (10);
+        create table r_2 partition of r for values from (10) to (20) partition by range (id);
+        create table r_2_1 partition of r_2 for values from (10) to (20);
+        insert into r values ('x', 1), ('x', 11), ('y', 2), ('z', 12);
+        create publication headrace for table r with (publish_via_partition_root = true)
+    """)
+    if trigger:
+        for statement in install_statements(inspect_trigger(conn, "headrace"), "headrace"):
+            conn.execute(statement.encode())
+    with scene(database, tmp_path, [Table("r", "tenant")]) as play:
+        play.refills = not trigger
+        play.play(
+            ["alter table r add note text default 'it''s, {old}'", "insert into r values ('x', 3, 'new')"], "one by one"
+        )
+        conn.execute("alter table r add n int default 7, add more text; alter table r alter n set default 8")
+        conn.execute("vacuum full r_1")  # written anew: it does not keep the value any more
+        conn.execute("create table r_3 partition of r for values from (20) to (30); insert into r values ('y', 21)")
+        conn.execute("insert into r values ('x', 4, 'new', 8, 'more')")
+        play.compare("two columns, and a partition that has no older rows")
+
+
 @pytest.mark.parametrize("change", ["delete from r where id = 1001", "update r set note = 'b' where id = 1001"])
 def test_a_new_partition_that_leaves_the_tenant_out_stops(database: Database, tmp_path: Path, change: str) -> None:
     """T18, T25: below a FULL root, a partition made later whose key lacks the tenant: its rows come, and their first DELETE
