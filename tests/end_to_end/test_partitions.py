@@ -191,9 +191,10 @@ def test_a_column_with_a_default_that_a_partitioned_table_gets(database: Databas
             conn.execute(statement.encode())
     with scene(database, tmp_path, [Table("r", "tenant")]) as play:
         play.refills = not trigger
-        play.play(
-            ["alter table r add note text default 'it''s, {old}'", "insert into r values ('x', 3, 'new')"], "one by one"
-        )
+        conn.execute("alter table r add note text default 'it''s, {old}'")
+        if trigger:
+            play.compare("a column that the trigger tells of")
+        play.play(["insert into r values ('x', 3, 'new')", "insert into r values ('z', 13, 'new')"], "one by one")
         conn.execute("alter table r add n int default 7, add more text; alter table r alter n set default 8")
         conn.execute("vacuum full r_1")  # written anew: it does not keep the value any more
         conn.execute("create table r_3 partition of r for values from (20) to (30); insert into r values ('y', 21)")
