@@ -79,7 +79,10 @@ class SourceConfused(SourceError):
     again, without streaming of transactions that may yet be rolled back."""
 
     disposition = Disposition.RETRY
-    default_hint = "Nothing has to be done when it passes; else the server's log says more."
+    default_hint = (
+        "Nothing has to be done when it passes. When it does not, Postgres cannot decode its own WAL, for anybody: "
+        "`headrace relay --new-generation` makes a new slot and copies afresh."
+    )
 
 
 class SourceMisconfigured(SourceError):
