@@ -142,7 +142,9 @@ class Replica:
         """Partition -> offset of the first record it brought that is not committed: because its transaction is not whole
         yet, or because the tenant is held."""
         opened = self._open.offsets if self._open else {}
-        return {**opened, **self._held} if self._held else opened
+        if not (opened and self._held):
+            return opened or self._held
+        return {p: min(places[p] for places in (opened, self._held) if p in places) for p in opened | self._held}
 
     @property
     def midway(self) -> bool:

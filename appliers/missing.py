@@ -4,14 +4,15 @@ A row that moves to a tenant, or joins a row filter, may come INCOMPLETE. It is 
 lacks, inside an SQLite transaction that is not committed before later records have brought the rest; nobody reads it
 before. `Missing` says when that is. An empty one is false, so that asking costs nothing (docs/decisions/0010).
 
-Tables are known by oid, and columns by number where it is known, so that names may change meanwhile. A row that is not
-found by its key any more, because the table has another one now, is complete when the table has been read again.
+Tables are known by oid, and what a row lacks is named as the table's present plan does, so that names may change
+meanwhile. A row that is not found by its key any more, because the table has another one now, is complete when the table
+has been read again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import Self, TypeAlias
+from collections.abc import Hashable, Iterable
+from typing import Self
 
 import msgspec
 
@@ -19,16 +20,15 @@ from appliers.table import Plan
 from cdc.pgoutput import UNCHANGED, Row
 from fanout.envelope import Op, Run
 
-ColumnId: TypeAlias = int | str
-"""A column's number in the source; its name where the number is not known."""
-
 
 class _Table(msgspec.Struct):
-    """`rows`: key of the row -> the columns that it lacks. `by`: the key's columns. `lost`: rows of a former key.
-    `noted`, `noted_lost`: those that were here when the refill at hand began."""
+    """`rows`: key of the row -> the columns that it lacks. `key`, `numbers`: of the plan that names them: the key's columns,
+    and each column's number in the source, 0 where it is not known. `lost`: rows of a former key. `noted`, `noted_lost`:
+    those that were here when the refill at hand began."""
 
-    by: tuple[ColumnId, ...]
-    rows: dict[Hashable, frozenset[ColumnId]] = {}
+    key: tuple[str, ...]
+    numbers: dict[str, int]
+    rows: dict[Hashable, frozenset[str]] = {}
     lost: int = 0
     noted: frozenset[Hashable] = frozenset()
     noted_lost: int = 0
@@ -37,6 +37,19 @@ class _Table(msgspec.Struct):
     def count(self) -> int:
         return len(self.rows) + self.lost
 
+    def renamed(self, columns: Iterable[str], plan: Plan) -> tuple[str, ...]:
+        """What the plan calls them; those are left out that it has not."""
+        now = dict(zip(plan.names, plan.attnums, strict=True))
+        by_number = {number: name for name, number in now.items() if number}
+        found = []
+        for name in columns:
+            number = self.numbers[name]
+            if number and number in by_number:
+                found.append(by_number[number])
+            elif name in now and not (number and now[name]):
+                found.append(name)
+        return tuple(found)
+
 
 class Missing(dict[int, _Table]):
     """By the table's oid. No table without a row."""
@@ -44,7 +57,9 @@ class Missing(dict[int, _Table]):
     def add(self, plan: Plan, row: Row) -> None:
         """An INCOMPLETE row was written."""
         assert plan.key_of is not None
-        table = self.setdefault(plan.relation.oid, _Table(_key(plan)))
+        table = self.get(plan.relation.oid)
+        if table is None:
+            table = self[plan.relation.oid] = _Table(plan.key, dict(zip(plan.names, plan.attnums, strict=True)))
         key = plan.key_of(row)
         table.rows[key] = _lacks(plan, row)
         table.noted -= {key}
@@ -74,16 +89,12 @@ class Missing(dict[int, _Table]):
         table = self.get(plan.relation.oid)
         if table is None:
             return
-        numbers = dict(zip(plan.names, plan.attnums, strict=True))
-        here = frozenset(number or name for name, number in numbers.items())
-        for key, lacked in list(table.rows.items()):
-            table.rows[key] = left = here.intersection(_renumbered(lacked, numbers))
-            if not left:
-                del table.rows[key]
-        if _key(plan) != tuple(_renumbered(table.by, numbers)):
+        rows = {key: frozenset(table.renamed(lacked, plan)) for key, lacked in table.rows.items()}
+        table.rows = {key: lacked for key, lacked in rows.items() if lacked}
+        if table.renamed(table.key, plan) != plan.key:
             table.lost += len(table.rows)
             table.rows, table.noted = {}, frozenset()
-        table.by = _key(plan)
+        table.key, table.numbers = plan.key, dict(zip(plan.names, plan.attnums, strict=True))
         self._settle(plan.relation.oid)
 
     def emptied(self, oid: int) -> None:
@@ -120,24 +131,12 @@ class Missing(dict[int, _Table]):
             del self[oid]
 
 
-def _brought(rows: dict[Hashable, frozenset[ColumnId]], plan: Plan, before: Hashable, row: Row, after: Hashable) -> None:
+def _brought(rows: dict[Hashable, frozenset[str]], plan: Plan, before: Hashable, row: Row, after: Hashable) -> None:
     lacked = rows.pop(before, None)
     rows.pop(after, None)
     if lacked is not None and (left := lacked & _lacks(plan, row)):
         rows[after] = left
 
 
-def _renumbered(columns: Iterable[ColumnId], numbers: Mapping[str, int]) -> Iterator[ColumnId]:
-    """By number where that has become known."""
-    return ((numbers.get(column) or column) if isinstance(column, str) else column for column in columns)
-
-
-def _lacks(plan: Plan, row: Row) -> frozenset[ColumnId]:
-    return frozenset(
-        number or name for number, name, value in zip(plan.attnums, plan.names, row, strict=True) if value is UNCHANGED
-    )
-
-
-def _key(plan: Plan) -> tuple[ColumnId, ...]:
-    numbers = dict(zip(plan.names, plan.attnums, strict=True))
-    return tuple(numbers[name] or name for name in plan.key)
+def _lacks(plan: Plan, row: Row) -> frozenset[str]:
+    return frozenset(name for name, value in zip(plan.names, row, strict=True) if value is UNCHANGED)

@@ -30,6 +30,7 @@ from appliers.catalog import Catalog, Place
 from appliers.checkpoint import Checkpointer
 from appliers.errors import ReplicaCorrupt, ReplicaForeign, ReplicaLost, TenantError
 from appliers.follow import Follower
+from appliers.marks import Marks
 from appliers.place import SHARED_FILE, SHARED_NAME, SUFFIX, decode_name, encode_name, replica_files, replica_path
 from appliers.pool import Pool
 from appliers.position import position_of
@@ -151,6 +152,9 @@ class Worker:
         self._backlog = Backlog(options.root)
         self._most_open = min(options.open_transactions, options.warm_replicas)
         self._truncates = Truncates()
+        self._marks = Marks()
+        for state in self._partitions.values():
+            self._marks.begin(state)
         self._dirty = False
         self._untold = False
         self._at_barrier: dict[int, PartitionState] = {}
@@ -206,7 +210,7 @@ class Worker:
 
     def _batch(self, records: Sequence[Record]) -> None:
         groups: dict[bytes, list[Record]] = {}
-        progress: dict[int, Progress] = {}
+        progress: dict[int, tuple[int, Progress]] = {}
         reached: dict[int, int] = {}
         for record in records:
             reached[record.partition] = record.offset + 1
@@ -220,10 +224,10 @@ class Worker:
             body = self._decode(record.value)
             match body:
                 case Progress():
-                    before = progress.get(record.partition, body)
+                    _, before = progress.get(record.partition, (0, body))
                     # a dead relay's late one takes nothing back
                     if self._is_current(body.generation, record) and _reached(before) <= _reached(body):
-                        progress[record.partition] = body
+                        progress[record.partition] = record.offset, body
                 case Schema() | Dropped() | envelope.Catalog():
                     self._note(body)
                 case Tables():
@@ -239,10 +243,11 @@ class Worker:
         failpoints.hit("applier.3-applied")
         for partition, offset in reached.items():
             self._partitions[partition].offset = offset
-        for partition, said in progress.items():
+        for partition, (offset, said) in progress.items():
             state = self._partitions[partition]
             if _reached(state) <= _reached(said):
                 state.lsn, state.time_us = said.lsn, said.time_us
+                self._marks.note(partition, offset, said.lsn, said.time_us)
         self.status.records += len(records)
         self._untold = True
         self._touched()
@@ -481,6 +486,7 @@ class Worker:
                 if generation > partition.generation:
                     partition.generation, partition.ready = generation, False
                     partition.lsn = partition.time_us = 0  # LSNs of two generations do not compare
+                    self._marks.begin(partition)
                     self._release(record.partition)
             case CopyEnd(generation, commit_lsn):
                 if generation >= partition.generation:
@@ -597,8 +603,7 @@ class Worker:
         for partition, offset in places:
             opened[partition] = min(offset, opened.get(partition, offset))
         for partition, state in self._partitions.items():
-            offset = min(state.offset, opened.get(partition, state.offset))
-            yield partition, msgspec.structs.replace(state, offset=offset)
+            yield partition, self._marks.at(state, min(state.offset, opened.get(partition, state.offset)))
 
     def _sync(self) -> None:
         done = self._barrier.finished()

@@ -447,6 +447,22 @@ def test_a_replica_that_goes_while_it_is_written_stops_its_tenant(fleet: Fleet, 
     assert fleet.ids("other")[:2] == [1, 2]
 
 
+def test_what_is_read_again_is_not_said_to_be_applied(fleet: Fleet) -> None:
+    """T16, T23: while a tenant is held, its partition is read again from before the hold. What is saved of how far the
+    source was is from there too, or a restart would bring idle replicas to shapes that are ahead of what it reads."""
+    other = next(name for name in map(str, range(99)) if partition_of(name.encode(), 4) != partition_of(b"acme", 4))
+    lacking = changes(20, run(Op.INCOMPLETE, ITEMS, ["7", "new", UNCHANGED]))
+    fleet.write(
+        *begin(), *end(), progress(15), ("acme", lacking), ("acme", insert(21, 8)), progress(25), (other, insert(30, 1))
+    )
+    fleet.write(progress(35))
+    assert [held.tenant for held in fleet.work().held] == ["acme"]
+    assert (fleet.saved("acme").lsn, fleet.saved(other).lsn) == (15, 35)
+    fleet.write(("acme", changes(40, run(Op.UPSERT, ITEMS, ["7", "new", "big"]))), progress(45))
+    assert not fleet.work().held
+    assert (fleet.saved("acme").lsn, fleet.ids("acme")) == (45, [7, 8])
+
+
 def test_the_shared_replica_that_was_removed_is_not_begun_anew(fleet: Fleet) -> None:
     """E8: the file of shared tables is missed like any other; tenants go on, and a new generation brings it back."""
     fleet.write(shared(100, "one"), ("acme", insert(101, 1)))
