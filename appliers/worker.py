@@ -210,7 +210,7 @@ class Worker:
 
     def _batch(self, records: Sequence[Record]) -> None:
         groups: dict[bytes, list[Record]] = {}
-        progress: dict[int, tuple[int, Progress]] = {}
+        progress: list[tuple[Record, Progress]] = []
         reached: dict[int, int] = {}
         for record in records:
             reached[record.partition] = record.offset + 1
@@ -224,10 +224,8 @@ class Worker:
             body = self._decode(record.value)
             match body:
                 case Progress():
-                    _, before = progress.get(record.partition, (0, body))
-                    # a dead relay's late one takes nothing back
-                    if self._is_current(body.generation, record) and _reached(before) <= _reached(body):
-                        progress[record.partition] = record.offset, body
+                    if self._is_current(body.generation, record):
+                        progress.append((record, body))
                 case Schema() | Dropped() | envelope.Catalog():
                     self._note(body)
                 case Tables():
@@ -243,11 +241,11 @@ class Worker:
         failpoints.hit("applier.3-applied")
         for partition, offset in reached.items():
             self._partitions[partition].offset = offset
-        for partition, (offset, said) in progress.items():
-            state = self._partitions[partition]
-            if _reached(state) <= _reached(said):
+        for record, said in progress:
+            state = self._partitions[record.partition]
+            if _reached(state) <= _reached(said):  # a dead relay's late one takes nothing back
                 state.lsn, state.time_us = said.lsn, said.time_us
-                self._marks.note(partition, offset, said.lsn, said.time_us)
+                self._marks.note(record.partition, record.offset, said.lsn, said.time_us)
         self.status.records += len(records)
         self._untold = True
         self._touched()
