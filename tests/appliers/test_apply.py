@@ -594,6 +594,21 @@ def test_a_new_generation_ends_a_hold(replica: Replica) -> None:
     assert (ids(replica), replica.incomplete_rows) == ([9], 0)
 
 
+def test_a_truncate_that_another_process_has_applied_leaves_the_shared_replica_free(tmp_path: Path) -> None:
+    """T20: every applier reads what is broadcast. Who comes second takes nothing, and holds no lock for whoever is next."""
+    catalog = catalog_of(schema(ITEMS, shared=True))
+    first, second = (open_replica(tmp_path, catalog, "shared", shared=True) for _ in range(2))
+    apply(second, insert(10, 1))
+    first.truncate(truncate(20), 0, 700)
+    first.close_transaction(close(20))
+    second.truncate(truncate(20), 1, 700)
+    second.close_transaction(close(20))
+    apply(first, insert(30, 2))
+    assert ids(second) == [2]
+    first.close()
+    second.close()
+
+
 def dropped(lsn: int) -> Dropped:
     return Dropped(1, lsn, 0, [ITEMS.oid])
 
