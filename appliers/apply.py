@@ -17,7 +17,7 @@ effect: the last row of a key counts, so a batch is two `executemany` calls a ta
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,16 +176,18 @@ class Replica:
 
     def _hold(self, records: Sequence[Numbered]) -> None:
         self.held_since = self.held_since or time.time()
-        for record in records:
-            self._held.setdefault(record.partition, record.offset)
+        self._read_again((record.partition, record.offset) for record in records)
+
+    def _read_again(self, places: Iterable[tuple[int, int]]) -> None:
+        for partition, offset in places:
+            self._held[partition] = min(offset, self._held.get(partition, offset))
 
     def _keep_back(self) -> None:
         """A transaction that is whole is not committed; it must be read again from where it begins."""
         opened, self._open = self._open, None
         if opened is None:
             return
-        for partition, offset in opened.offsets.items():
-            self._held[partition] = min(offset, self._held.get(partition, offset))
+        self._read_again(opened.offsets.items())
         if opened.before is not None:
             self._cursor.execute("release part")
 
