@@ -170,8 +170,8 @@ class Replica:
                 self._commit()
             else:
                 self._flush()
-            if self._missing:
-                self._hold(records)
+            if self._missing or (self._open is not None and self._open.before is not None):
+                self._hold(records)  # also when a transaction that is not whole yet completes all rows
         return self.rows - before
 
     def _hold(self, records: Sequence[Numbered]) -> None:
@@ -244,6 +244,7 @@ class Replica:
         Raises PositionGap.
         """
         opened = self._open
+        offsets = {part.partition: part.offset}
         first = part.number <= (1 if part.is_truncate else 0)
         if opened is not None and (opened.at, opened.relay) == (part.at, part.relay):
             expected = opened.truncates + 1 if part.is_truncate else opened.next_chunk
@@ -255,12 +256,14 @@ class Replica:
                 opened.truncates += part.is_truncate
             return part.number == expected
         if opened is not None:
-            if part.at[0] < opened.at[0] or (part.at == opened.at and part.relay < opened.relay):
-                return False
+            if part.at < opened.at or (part.at == opened.at and part.relay < opened.relay):
+                return False  # of transactions before it a replica has what concerns it
             if part.at[0] == opened.at[0] and part.at != opened.at:
                 raise self._gap(part, "A transaction is not whole, and the next one has come")
             if first:
-                self._start_over(opened)  # a new relay does, or a new generation is here
+                # a new relay does, or a new generation is here; what the dead one sent is read again from its first part
+                offsets = {**offsets, **opened.offsets} if part.at == opened.at else offsets
+                self._start_over(opened)
         if not first:
             raise self._gap(part, "A part of a transaction without those before it")
         if not alone:
@@ -269,9 +272,7 @@ class Replica:
             if (*part.at, 0) <= self._target[0]:
                 return False  # another process applied it while we held no lock
             self._leave_older(part.at[0])
-            self._open = _OpenTransaction(
-                part.at, part.relay, {part.partition: part.offset}, truncates=int(part.is_truncate)
-            )
+            self._open = _OpenTransaction(part.at, part.relay, offsets, truncates=int(part.is_truncate))
             if self._missing:
                 self._cursor.execute("savepoint part")
                 self._open.before = _Kept(self._missing.copy(), self._target, self.ready)

@@ -4,8 +4,8 @@ A Truncate is for every tenant, but only a few have rows in its transaction. Tho
 others when the transaction ends, one after the other, and only if they have something to lose. So of 50,000 replicas no
 more are open at a time than the transaction itself wrote (cases.md T20).
 
-Invariant: what `of` answers is what stands in the log between the transaction's begin and this place, in order, so that a
-replica which takes all of it before each of its chunks has the order of the source.
+Invariant: what `before` answers is what stands in the log between the transaction's begin and this record, in order, so
+that a replica which takes all of it before each of its chunks has the order of the source.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from appliers.apply import Replica
-from fanout.envelope import Close, Truncate
+from appliers.apply import Numbered, Replica
+from fanout.envelope import Changes, Close, Truncate
 
 
 class Noted(NamedTuple):
@@ -26,30 +26,42 @@ class Noted(NamedTuple):
 
 
 class Truncates:
-    """What is open in each partition. Several of one transaction are in the order of their numbers."""
+    """What is open in each partition, in the order of the log. What a relay has left half stays until its successor has sent
+    that transaction to its end: tenants whose records wait may have some that stand behind it."""
 
     def __init__(self) -> None:
         self._open: dict[int, list[Noted]] = {}
 
     def note(self, body: Truncate, partition: int, offset: int) -> None:
-        """One was read. That of another transaction, or of a newer relay, takes the place of what was open."""
-        opened = self._open.get(partition, [])
-        if opened and _transaction_of(opened[0].body) != _transaction_of(body):
-            if body.relay < opened[0].body.relay:
-                return  # a dead relay's, late
-            opened = []
-        self._open[partition] = [*opened, Noted(body, partition, offset)]
+        """One was read."""
+        opened = self._open.setdefault(partition, [])
+        if all(noted.body.relay <= body.relay for noted in opened):  # else it is a dead relay's, late
+            opened.append(Noted(body, partition, offset))
 
-    def of(self, partition: int) -> Sequence[Noted]:
-        """Those of the transaction that is open."""
-        return self._open.get(partition, ())
+    def offsets(self, partition: int) -> list[int]:
+        """Where they stand."""
+        return [noted.offset for noted in self._open.get(partition, ())]
 
-    def end(self, close: Close, partition: int) -> Sequence[Noted]:
-        """The transaction has ended: what was noted of it, which is forgotten; nothing when another one is open."""
-        opened = self._open.get(partition)
-        if opened is None or _transaction_of(opened[0].body) != _transaction_of(close):
-            return ()
-        return self._open.pop(partition)
+    def before(self, record: Numbered) -> Iterator[Noted]:
+        """Those of the record's transaction that stand before it."""
+        for noted in self._open.get(record.partition, ()):
+            if noted.offset < record.offset and _transaction_of(noted.body) == _transaction_of(record.body):
+                yield noted
+
+    def of(self, close: Close, partition: int) -> Sequence[Noted]:
+        """Those of the transaction that ends here."""
+        return [noted for noted in self._open.get(partition, ()) if _transaction_of(noted.body) == _transaction_of(close)]
+
+    def end(self, close: Close, partition: int) -> None:
+        """The transaction has ended, and all before it: forget what was noted of them."""
+        ended = close.generation, close.commit_lsn
+        left = [
+            noted
+            for noted in self._open.pop(partition, ())
+            if (noted.body.generation, noted.body.commit_lsn) > ended or noted.body.relay > close.relay
+        ]
+        if left:
+            self._open[partition] = left
 
     def forget(self, partition: int) -> None:
         """A new generation has begun."""
@@ -57,7 +69,7 @@ class Truncates:
 
     def first_offsets(self) -> Iterator[tuple[int, int]]:
         """(partition, offset) of the first of each transaction that is open: it must be read again from there."""
-        return ((partition, opened[0].offset) for partition, opened in self._open.items())
+        return ((partition, opened[0].offset) for partition, opened in self._open.items() if opened)
 
 
 def finish(replica: Replica, noted: Sequence[Noted], close: Close) -> None:
@@ -68,5 +80,5 @@ def finish(replica: Replica, noted: Sequence[Noted], close: Close) -> None:
         replica.close_transaction(close)
 
 
-def _transaction_of(body: Truncate | Close) -> tuple[int, int, int]:
+def _transaction_of(body: Truncate | Close | Changes) -> tuple[int, int, int]:
     return body.generation, body.commit_lsn, body.relay

@@ -333,7 +333,7 @@ class Worker:
     def _catch_up(self, name: str) -> None:
         """Apply what was put aside for a tenant, with the truncates that stood between."""
         for records in self._backlog.take(name, _SLICE_BYTES):
-            truncates = [truncate.offset for truncate in self._truncates.of(records[0].partition)]
+            truncates = self._truncates.offsets(records[0].partition)
             cuts = [0, *(bisect_left(records, offset, key=attrgetter("offset")) for offset in truncates), len(records)]
             for first, end in pairwise(cuts):
                 self._apply_to(name, records[first:end])
@@ -362,9 +362,8 @@ class Worker:
         ready = self._partitions[records[0].partition].ready
         try:
             replica = self._pool.get(name)
-            for truncate in self._truncates.of(records[0].partition):
-                if truncate.offset < records[0].offset:
-                    replica.truncate(*truncate)
+            for truncate in self._truncates.before(records[0]):
+                replica.truncate(*truncate)
             midway = bool(replica.open_offsets)
             try:
                 rows = replica.apply(records, ready=ready)
@@ -471,11 +470,12 @@ class Worker:
                 for name in self._names_of_all():  # at once: its next rows may come with another partition
                     self._act(name, record, lambda r: r.truncate(body, record.partition, record.offset))
             case Close():
-                taken = self._truncates.of(record.partition)
+                noted = self._truncates.of(body, record.partition)
                 for name in self._backlog.names(record.partition):  # one at a time, to its end
                     self._catch_up(name)
-                    self._act(name, record, lambda r: finish(r, taken, body))
-                if noted := self._truncates.end(body, record.partition):
+                    self._act(name, record, lambda r: finish(r, noted, body))
+                self._truncates.end(body, record.partition)
+                if noted:
                     self._each_replica(record, lambda r: finish(r, noted, body))
             case CopyBegin(generation):
                 self._truncates.forget(record.partition)
