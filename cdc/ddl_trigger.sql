@@ -40,8 +40,11 @@ declare
 begin
   if tg_event = 'table_rewrite' then
     if (select relpersistence <> 't' from pg_class where oid = pg_event_trigger_table_rewrite_oid()) then
-      perform headrace.emit(json_build_object('rewritten', json_build_array(json_build_array(
-        pg_event_trigger_table_rewrite_oid()::bigint, pg_event_trigger_table_rewrite_reason()))));
+      -- of a partition, it is the root's rows that were
+      perform headrace.emit(json_build_object('rewritten', (
+        select json_agg(json_build_array(t.oid::bigint, pg_event_trigger_table_rewrite_reason()))
+        from (select pg_event_trigger_table_rewrite_oid() union
+              select relid::oid from pg_partition_ancestors(pg_event_trigger_table_rewrite_oid())) t(oid))));
     end if;
     return;
   end if;

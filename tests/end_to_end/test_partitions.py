@@ -200,6 +200,11 @@ def test_a_column_with_a_default_that_a_partitioned_table_gets(database: Databas
         conn.execute("create table r_3 partition of r for values from (20) to (30); insert into r values ('y', 21)")
         conn.execute("insert into r values ('x', 4, 'new', 8, 'more')")
         play.compare("two columns, and a partition that has no older rows")
+        conn.execute("alter table r add c text default random()::text")
+        play.refills = True
+        if not trigger:
+            conn.execute("insert into r values ('x', 5, 'new', 8, 'more', 'c')")
+        play.compare("a default that is another one in each row")
 
 
 @pytest.mark.parametrize("change", ["delete from r where id = 1001", "update r set note = 'b' where id = 1001"])
