@@ -133,12 +133,14 @@ class _Later:
                 self._begun[partition] = said.position.generation
                 continue
             # the snapshot of a copy was taken before the first record that comes of it
-            copied = self._begun.pop(partition, 0) == said.position.generation
+            copied = self._begun.get(partition) == said.position.generation
+            if copied:
+                del self._begun[partition]
             if copied and record.time_ms * 1000 > self._time_us:
                 self._note(Position(said.position.generation - 1, _LAST, 0))
             elif said.time_us > self._time_us:
                 self._note(said.position._replace(chunk=-1))
-            elif said.time_us or copied:
+            elif said.time_us or copied or 0 < said.written_us < self._time_us - _CLOCKS_MS * 100:
                 self.seen_earlier.add(partition)
             if said.written_us > self._time_us:
                 self.told.add(partition)
@@ -152,12 +154,13 @@ class _Later:
 # --- starts ---
 
 
-def places_of(reader: LogReader, point: Position, ends: Mapping[int, int]) -> dict[int, int]:
-    """The first offset of each partition that stands at or behind a place; its end where there is none."""
+def places_of(reader: LogReader, point: Position, ends: Mapping[int, int], *, behind: bool = False) -> dict[int, int]:
+    """The first offset of each partition that stands at a place or behind it; its end where there is none."""
     found = dict(ends)
     scan = Scan(reader, first_of(reader, ends), ends)
     for record in scan:
-        if head(record.value).position >= point:
+        position = head(record.value).position
+        if position > point or (position[:2] == point[:2] and not behind):
             found[record.partition] = record.offset
             scan.leave(record.partition)
     return found

@@ -248,7 +248,7 @@ class Window:
             raise PointTooEarly(
                 "There is no whole first copy up to the point",
                 partition=partition,
-                generation=copied.generation if copied.generation else "none",
+                generation=copied.generation or "none",
             )
 
     def _find_end(self) -> None:
@@ -257,4 +257,3 @@ class Window:
             tail = self._reader.tail(partition, _LOOKED_BACK)
             if not tail or tail[-1].offset < self._next[partition]:
                 self._end(partition)
-

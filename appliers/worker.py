@@ -167,6 +167,11 @@ class Worker:
         self._stopping = True
         self._reader.wake()
 
+    @property
+    def following_s(self) -> float | None:
+        """Seconds until there is a replica without records to bring up; None when there is none."""
+        return self._follower.wait_s(self._partitions)
+
     def run(self) -> None:
         """Apply until `stop`. Raises LogError, StorageUnavailable, ApplyError."""
         options = self._options

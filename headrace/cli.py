@@ -219,6 +219,54 @@ def tail(
     run_tail(load(config), request, as_json=as_json)
 
 
+@app.command()
+def replay(
+    config: ConfigOption = None,
+    into: Annotated[
+        Path | None, typer.Option("--into", help="A new directory, or one of replicas that no applier runs on.")
+    ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Onto the configured replicas instead; no applier may run on them.")
+    ] = False,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="OFFSET|LSN|TIME|beginning", help="Where to begin; by default where it is right."),
+    ] = None,
+    until: Annotated[
+        str, typer.Option(metavar="OFFSET|LSN|TIME|end", help="Everything that committed at or before it, and no more.")
+    ] = "end",
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant.")] = None,
+    partition: Annotated[int | None, typer.Option(min=0, help="Only this partition.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build replicas from the log alone, as of any point it holds. Postgres may be down."""
+    from headrace.places import parse_place
+    from headrace.replay import Wanted, replay, show_replayed
+
+    if (into is None) != live:
+        raise typer.BadParameter("say where to: --into DIR, or --live", param_hint="--into")
+    if tenant is not None and partition is not None:
+        raise typer.BadParameter("a tenant is in one partition: give only one of them", param_hint="--partition")
+    try:
+        wanted = Wanted(
+            into=into,
+            start=None if start is None else parse_place(start),
+            until=parse_place(until),
+            tenant=tenant,
+            partition=partition,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    output.configure_logging(level=LogLevel.WARNING, stage="replay")
+    done = replay(load(config), wanted)
+    if as_json:
+        output.print_json(done)
+    else:
+        show_replayed(done)
+    if done.quarantined:
+        raise typer.Exit(output.EXIT_ERROR)
+
+
 tenant_app = typer.Typer(no_args_is_help=True, help="Show the tenants' replicas.")
 app.add_typer(tenant_app, name="tenant")
 
