@@ -9,8 +9,8 @@ A start is right in two cases: what the replicas have comes up to it, or a first
 not come up to it, reading begins at the next CopyBegin, which stands for all that was before. Nothing here writes.
 
 Postgres' commit times are not exactly in the order of commits. As `recovery_target_time` does, a point by time ends before
-the first commit that is later; in every partition before the same one, so that the tenants fit together. Commits are told
-from each other by Postgres' clock, and the moment of a first copy by the log's.
+the first commit that is later; in every partition before the same one, so that the tenants fit together. Commits have
+Postgres' clock. A first copy, and a change of the tables in a transaction without rows, have only that of the log.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def point_of_time(reader: LogReader, time_us: int, ends: Mapping[int, int]) -> P
     doubtful = {p: first[p] for p in ends if starts[p] > first[p] and p not in found.seen_earlier}
     if doubtful:
         found.search(Scan(reader, doubtful, ends))
-    if found.place is not None:
-        return found.place
+    if (place := found.place()) is not None:
+        return place
     silent = [p for p in ends if p not in found.told]
     if silent:
         raise PointNotReached("The log says nothing of so late a time", partition=min(silent))
@@ -119,16 +119,26 @@ class _Later:
 
     def __init__(self, time_us: int) -> None:
         self._time_us = time_us
-        self.place: Position | None = None
+        self._later: Position | None = None
+        self._last = Position(0, 0, 0)
+        """Of what committed at or before the moment."""
+        self._tables: set[Position] = set()
+        """Changes of tables that the log got later: where no row came with one, nothing else tells when it was."""
         self.seen_earlier: set[int] = set()
         self.told: set[int] = set()
         """Partitions in which the relay wrote something after the moment."""
         self._begun: dict[int, int] = {}
 
+    def place(self) -> Position | None:
+        """The last place before it; None when nothing is later."""
+        tables = (place for place in self._tables if place[:2] > self._last[:2])
+        return min(filter(None, (self._later, *tables)), default=None)
+
     def search(self, scan: Scan) -> None:
         """Look through some partitions, each until it cannot bring an earlier place."""
         for record in scan:
             said, partition = head(record.value), record.partition
+            late = record.time_ms * 1000 > self._time_us
             if said.begins_copy:
                 self._begun[partition] = said.position.generation
                 continue
@@ -136,19 +146,24 @@ class _Later:
             copied = self._begun.get(partition) == said.position.generation
             if copied:
                 del self._begun[partition]
-            if copied and record.time_ms * 1000 > self._time_us:
+            if copied and late:
                 self._note(Position(said.position.generation - 1, _LAST, 0))
             elif said.time_us > self._time_us:
                 self._note(said.position._replace(chunk=-1))
-            elif said.time_us or copied or 0 < said.written_us < self._time_us - _CLOCKS_MS * 100:
+            elif said.time_us or copied:
+                self._last = max(self._last, said.position)
+                self.seen_earlier.add(partition)
+            elif said.is_tables and late:
+                self._tables.add(said.position._replace(chunk=-1))
+            elif 0 < said.written_us < self._time_us - _CLOCKS_MS * 100:
                 self.seen_earlier.add(partition)
             if said.written_us > self._time_us:
                 self.told.add(partition)
-            if self.place is not None and said.position > self.place:
+            if self._later is not None and said.position > self._later:
                 scan.leave(partition)
 
     def _note(self, place: Position) -> None:
-        self.place = place if self.place is None else min(self.place, place)
+        self._later = place if self._later is None else min(self._later, place)
 
 
 # --- starts ---

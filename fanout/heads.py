@@ -108,6 +108,8 @@ class Head(NamedTuple):
     time_us: int = 0
     written_us: int = 0
     is_rows: bool = False
+    is_tables: bool = False
+    """What tables look like from here on, or that they are gone."""
     begins_copy: bool = False
     ends_copy: bool = False
 
@@ -137,4 +139,5 @@ def head(value: bytes) -> Head:
         case _Truncate() | _Close() | _RefillBegin() | _RefillEnd():
             return Head(Position(found.generation, found.commit_lsn, 0), found.time_us)
         case _:
-            return Head(Position(found.generation, found.commit_lsn, 0))
+            told = not isinstance(found, _Tables)
+            return Head(Position(found.generation, found.commit_lsn, 0), is_tables=told)
