@@ -486,7 +486,7 @@ class Worker:
             case CopyEnd(generation, commit_lsn):
                 if generation >= partition.generation:
                     self._each_replica(record, lambda r: r.finish_copy(generation, commit_lsn))
-                    self._follower.copied(partition)
+                    self._follower.copied(partition, commit_lsn)
                     partition.generation, partition.ready = generation, True
             case RefillBegin() | RefillEnd() if not self._is_current(body.generation, record):
                 pass
