@@ -25,6 +25,9 @@ from fanout.errors import LogTrimmed
 from fanout.heads import head
 from fanout.log.interface import BEGINNING, LogReader, Record
 
+WASTED: Final = 20_000
+"""Records of partitions that have ended, after which these are not read any more: to assign anew costs half a second."""
+
 _CLOCKS_MS: Final = 600_000
 """How far before a time records are looked at first; further back only where that was not far enough."""
 _LAST: Final = (1 << 63) - 2
@@ -38,6 +41,7 @@ class Scan:
         self._reader = reader
         self._next = {p: start for p, start in starts.items() if start < ends[p]}
         self._ends = ends
+        self._wasted = 0
 
     def leave(self, partition: int) -> None:
         """Enough of it was seen."""
@@ -45,9 +49,9 @@ class Scan:
 
     def __iter__(self) -> Iterator[Record]:
         while self._next:
-            assigned = set(self._next)
             self._reader.assign(self._next)
-            while len(self._next) == len(assigned):
+            self._wasted = 0
+            while self._next and self._wasted < WASTED:
                 records = self._reader.fetch(10_000, 8 << 20, _SILENCE_S)
                 if not records:
                     self._leave_ended()
@@ -57,6 +61,7 @@ class Scan:
     def _take(self, record: Record) -> Iterator[Record]:
         partition = record.partition
         if partition not in self._next:
+            self._wasted += 1
             return
         self._next[partition] = record.offset + 1
         if record.offset < self._ends[partition]:

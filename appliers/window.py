@@ -22,6 +22,7 @@ from typing import Final, Self
 
 import msgspec
 
+from appliers.bounds import WASTED
 from appliers.errors import PointNotReached, PointTooEarly
 from fanout import envelope
 from fanout.envelope import Position, Progress
@@ -31,8 +32,6 @@ from fanout.log.interface import Extent, LogReader, Record
 _SILENCE_S: Final = 5.0
 """After which the log is asked whether there is anything left: an offset need not be a record (Kafka)."""
 _LOOKED_BACK: Final = 16
-_WASTED: Final = 20_000
-"""Records of partitions that have ended, after which they are not read any more."""
 _LAST_LSN: Final = (1 << 63) - 2
 
 
@@ -127,7 +126,7 @@ class Window:
         elif now - self._heard >= _SILENCE_S:
             self._find_end()
         given = self._given(found)
-        if self._wasted > _WASTED and self._left:
+        if self._wasted > WASTED and self._left:
             self._assign()
         self.records += len(given)
         return given

@@ -46,11 +46,11 @@ STEPS: Final = [
     "truncate items",
     "insert into items select t, n, n from unnest('{a,idle}'::text[]) t, generate_series(1, 3) n",
     "alter table notes add column mood text default 'calm'",
-    "update notes set mood = null where tenant = 'b'",
+    "update notes set mood = null where tenant in ('a', 'b')",
     "insert into items values ('a', 50, 1); truncate items, plans; insert into items values ('b', 51, 1)",
     "insert into notes select 'a', n, repeat(md5(n::text), 100) from generate_series(2000, 3500) n",
-    "alter table items rename column price to cost; create table tags (tenant text primary key, n int);"
-    " alter publication headrace add table tags",
+    """alter table items rename column price to cost; create table tags (tenant text primary key, n int);
+    alter publication headrace add table tags""",
     "insert into tags values ('a', 1), ('c', 3); update items set cost = 7; delete from notes where tenant = 'new'",
     "drop table tags; insert into plans values (9, 'nine')",
     "update notes set id = 99 where id = 1",  # everybody's: where idle tenants stand depends on when they followed
