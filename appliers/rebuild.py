@@ -24,8 +24,8 @@ from appliers.bounds import covered_starts, first_of
 from appliers.catalog import Catalog
 from appliers.errors import ReplicaCorrupt, ReplicaForeign, ReplicasAhead, TenantUnknown
 from appliers.place import SHARED_FILE, SUFFIX, decode_name, replica_files, replica_path
-from appliers.position import TenantPosition, read_position
-from appliers.reader import open_reader
+from appliers.position import TenantPosition
+from appliers.reader import ReplicaReader
 from appliers.replay import Reached, TenantReplay
 from appliers.replica import tenant_of
 from appliers.state import PartitionState, State, lock_partition
@@ -35,6 +35,7 @@ from appliers.worker import Worker, WorkerOptions, WorkerStatus
 from fanout.envelope import Position
 from fanout.heads import head
 from fanout.log.interface import LogReader
+from fanout.tenancy import SHARED_TENANT
 
 OnProgress = Callable[[Window], None]
 
@@ -61,14 +62,20 @@ class Standing(NamedTuple):
 def standings(root: Path, partitions: Iterable[int]) -> Iterator[Standing]:
     """Where the replicas of some partitions are, and the shared one. Opens every file; what is no replica is passed over."""
     paths = [path for partition in partitions for path in sorted(replica_files(root, partition))]
-    shared = root / SHARED_FILE
-    for path in [*paths, *([shared] if shared.exists() else [])]:
+    for path in paths:
         try:
-            tenant = None if path == shared else decode_name(path.name.removesuffix(SUFFIX)) or tenant_of(path)
-            with closing(open_reader(path)) as conn:
-                yield Standing(tenant, path, read_position(conn))
+            tenant = decode_name(path.name.removesuffix(SUFFIX)) or tenant_of(path)
+            if tenant is not None:
+                yield Standing(tenant, path, _position(path, tenant))
         except (ValueError, ReplicaForeign, ReplicaCorrupt):
             continue
+    if (root / SHARED_FILE).exists():
+        yield Standing(None, root / SHARED_FILE, _position(root / SHARED_FILE, SHARED_TENANT))
+
+
+def _position(path: Path, tenant: str) -> TenantPosition:
+    with ReplicaReader(path, tenant) as reader, reader.snapshot():
+        return reader.position()
 
 
 def rebuild(
@@ -115,7 +122,7 @@ def rebuild_tenant(
         else:
             request.root.mkdir(parents=True, exist_ok=True)
             stack.callback(os.close, lock_partition(request.root, partition))
-            saved = {partition: _standing(reader, request, path)}
+            saved = {partition: _standing(reader, request, path, tenant)}
         _require_behind(request, saved, path)
         window = _window(reader, request, saved, key=tenant.encode())
         with TenantReplay(window, path, tenant, catalog) as replay:
@@ -141,13 +148,12 @@ def _state(reader: LogReader, request: Request) -> Iterator[tuple[State, dict[in
         yield state, state.partitions(request.ends)
 
 
-def _standing(reader: LogReader, request: Request, path: Path) -> PartitionState:
+def _standing(reader: LogReader, request: Request, path: Path, tenant: str) -> PartitionState:
     """How far one file is that no `state.db` tells of: up to the start, when what stands there is not new to it."""
     [(partition, end)] = request.ends.items()
     if not path.exists():
         return PartitionState(partition)
-    with closing(open_reader(path)) as conn:
-        at = read_position(conn)
+    at = _position(path, tenant)
     start = request.starts[partition] if request.starts else first_of(reader, [partition])[partition]
     reader.assign({partition: start})
     found = reader.fetch(1, 1 << 20, 5.0) if start < end else []

@@ -184,10 +184,17 @@ def tail(
     partition: Annotated[int | None, typer.Option(min=0, help="Only this partition.")] = None,
     start: Annotated[
         str | None,
-        typer.Option("--from", metavar="OFFSET|beginning|end", help="Where to begin, instead of the last records."),
+        typer.Option("--from", metavar="OFFSET|LSN|TIME|beginning|end", help="Where to begin, instead of the last records."),
     ] = None,
     since: Annotated[
         str | None, typer.Option(metavar="TIME", help="2026-01-31T12:00:00Z, or an age: 90s, 10m, 2h, 1d.")
+    ] = None,
+    until: Annotated[
+        str, typer.Option(metavar="OFFSET|LSN|TIME|end", help="Where to end, with what is there; as --from.")
+    ] = "end",
+    table: Annotated[str | None, typer.Option(help="Only records about this table, by its name in replicas.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only records of this kind, such as changes; may be given again.")
     ] = None,
     limit: Annotated[
         int | None,
@@ -199,17 +206,25 @@ def tail(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document a line; errors as JSON too.")] = False,
 ) -> None:
     """Show records of the log, a line each, without the values of rows."""
-    from headrace.tail import Filter, Request, parse_since, parse_start, run_tail
+    from headrace.places import AtTime, parse_place, parse_time_us
+    from headrace.records import KINDS
+    from headrace.tail import Filter, Request, run_tail
 
     if rows and not as_json:
         raise typer.BadParameter("rows are shown as JSON only: add --json", param_hint="--rows")
     if start is not None and since is not None:
         raise typer.BadParameter("give one of --from and --since", param_hint="--since")
+    if follow and until != "end":
+        raise typer.BadParameter("what is followed has no end: give one of --follow and --until", param_hint="--until")
+    if unknown := set(kind or ()) - KINDS:
+        raise typer.BadParameter(
+            f"no kind is called {min(unknown)}; there are {', '.join(sorted(KINDS))}", param_hint="--kind"
+        )
     try:
         request = Request(
-            filter=Filter(tenant=tenant, partition=partition, progress=progress),
-            start=None if start is None else parse_start(start),
-            since_ms=None if since is None else parse_since(since),
+            filter=Filter(tenant=tenant, partition=partition, progress=progress, table=table, kinds=frozenset(kind or ())),
+            start=AtTime(parse_time_us(since)) if since is not None else None if start is None else parse_place(start),
+            until=parse_place(until),
             limit=limit,
             follow=follow,
             rows=rows,
