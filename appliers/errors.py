@@ -108,7 +108,7 @@ class StartUncovered(ReplayError):
 class PointTooEarly(ReplayError):
     """At that point there was no whole first copy in the log, so that nobody knows what the tenants had."""
 
-    default_hint = "Ask for a later point: `headrace tail --kind copy-end --from beginning` says where each copy ended."
+    default_hint = "Ask for a later point: `headrace tail --kind copy-end` shows where each copy ended."
 
 
 class PointNotReached(ReplayError):

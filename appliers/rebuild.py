@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from appliers.barrier import sync_file_system
-from appliers.bounds import covered_starts, first_of
+from appliers.bounds import Scan, covered_starts, first_of
 from appliers.catalog import Catalog
 from appliers.errors import ReplicaCorrupt, ReplicaForeign, ReplicasAhead, TenantUnknown
 from appliers.place import SHARED_FILE, SUFFIX, decode_name, replica_files, replica_path
@@ -120,7 +120,6 @@ def rebuild_tenant(
             state, saved = stack.enter_context(_state(reader, request))
             state.load_catalog(catalog)
         else:
-            request.root.mkdir(parents=True, exist_ok=True)
             stack.callback(os.close, lock_partition(request.root, partition))
             saved = {partition: _standing(reader, request, path, tenant)}
         _require_behind(request, saved, path)
@@ -155,9 +154,8 @@ def _standing(reader: LogReader, request: Request, path: Path, tenant: str) -> P
         return PartitionState(partition)
     at = _position(path, tenant)
     start = request.starts[partition] if request.starts else first_of(reader, [partition])[partition]
-    reader.assign({partition: start})
-    found = reader.fetch(1, 1 << 20, 5.0) if start < end else []
-    covered = found and head(found[0].value).position <= at.position
+    first = next(iter(Scan(reader, {partition: start}, {partition: end})), None)
+    covered = first is not None and head(first.value).position <= at.position
     offset = start if covered else -1
     return PartitionState(partition, offset, at.position.generation, at.ready, at.position.commit_lsn)
 

@@ -130,7 +130,7 @@ def lock_partition(root: Path, partition: int) -> int:
     Raises PartitionInUse, StorageUnavailable."""
     with _translated(root / "state.db"):
         directory = partition_directory(root, partition)
-        directory.mkdir(exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

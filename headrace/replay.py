@@ -23,7 +23,7 @@ from appliers.reader import Directory
 from appliers.rebuild import Request, Standing, rebuild, rebuild_tenant, standings
 from appliers.window import Window
 from appliers.worker import WorkerOptions
-from cdc.lsn import format_lsn
+from cdc.lsn import format_lsn, parse_lsn
 from fanout.envelope import Position
 from fanout.log import LogReader, open_reader, partition_of
 from headrace import output
@@ -239,12 +239,13 @@ class _Lines:
 
 def show_replayed(done: Replayed) -> None:
     """What was done in a few lines; where each replica is, of one tenant only."""
-    newest = max(done.replicas, key=lambda at: (at.generation, at.commit_time or "", at.lsn), default=None)
+    newest = max(done.replicas, key=lambda at: (at.generation, parse_lsn(at.lsn)), default=None)
+    partitions = "1 partition" if done.partitions == 1 else f"{done.partitions} partitions"
     one = len([at for at in done.replicas if at.tenant is not None]) == 1
     facts: dict[str, object] = {
         "into": done.into,
         "until": done.until,
-        "read": f"{done.records:,} records of {done.partitions} partitions in {done.seconds:.1f} s",
+        "read": f"{done.records:,} records of {partitions} in {done.seconds:.1f} s",
         "applied": f"{done.rows:,} rows",
         "replicas": f"{len(done.replicas):,}",
     }

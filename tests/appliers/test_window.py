@@ -9,10 +9,12 @@ from typing import Final
 
 import pytest
 
-from appliers.bounds import ends_of, first_of, point_of_lsn, point_of_time, text_of
+from appliers.bounds import ends_of, first_of, places_of, point_of_lsn, point_of_time, text_of
 from appliers.errors import PointTooEarly, StartUncovered
 from appliers.place import replica_path
 from appliers.rebuild import Request, rebuild, rebuild_tenant
+from appliers.replay import Reached, TenantReplay
+from appliers.window import Copied, Limits, Window
 from appliers.worker import WorkerOptions, WorkerStatus
 from cdc.pgoutput import UNCHANGED
 from fanout import envelope
@@ -152,6 +154,30 @@ def test_a_held_tenant_is_shown_as_it_was_before(tmp_path: Path) -> None:
     assert (reached.held, reached.position) == (True, Position(1, 10, FIRST_COPY_CHUNK))
     replayed(log, tmp_path / "a", Position(1, 30, 0))
     assert shown(tmp_path / "a") == {"x": [(1, "later", ""), (2, "moved", "large")], "w": [(1, "later", "")]}
+
+
+def test_an_older_file_goes_on_where_its_owner_says(tmp_path: Path) -> None:
+    """What a restore does: a replica's copy, the offset up to which it is whole, and the tables that were known then."""
+    rest = [row(20, "x", "2", "a", "b"), progress(25), row(30, "x", "3", "c", "d"), progress(40)]
+    log = written(tmp_path, [*copy(1, 10, "first"), *rest])
+    partition = partition_of(b"x", PARTITIONS)
+    path = replica_path(tmp_path / "copy", "x", PARTITIONS)
+    with open_reader(log) as reader:
+        ends = ends_of(reader, [partition])
+        middle = places_of(reader, Position(1, 25, 0), ends)
+        rebuild_tenant(reader, Request(root=tmp_path / "copy", ends=middle), "x", {})
+        assert rows_of(path) == [(1, "first", ""), (2, "a", "b")]
+        limits = Limits(
+            starts=middle, ends=ends, point=Position(1, 35, 0), key=b"x", shared=False, base={partition: Copied(1, True, 25)}
+        )
+        with pytest.raises(LogTrimmed), TenantReplay(Window(reader, limits), path, "x", catalog_of()) as replay:
+            replay.step()
+        with TenantReplay(Window(reader, limits), path, "x", catalog_of(schema(ITEMS))) as replay:
+            while replay.step():
+                pass
+            reached = replay.reached
+    assert rows_of(path) == [(1, "first", ""), (2, "a", "b"), (3, "c", "d")]
+    assert reached == Reached(position=Position(1, 30, 0), commit_time_us=BEGUN_US + 30, ready=True, rows=1, held=False)
 
 
 def test_a_truncate_is_of_its_transaction(tmp_path: Path) -> None:

@@ -84,13 +84,14 @@ def test_the_log_alone_makes_the_replicas(
     assert_replicas_hold(directory / "new", PARTITIONS, ended.last)
     assert (done["until"], done["partitions"], done["held"], done["quarantined"]) == ("end", PARTITIONS, [], [])
     assert {at["tenant"] for at in done["replicas"]} == {*FOUNDERS, None}
-    assert operator.json("replay", "--into", "new")["rows"] == 0
 
+    config = load(directory / "headrace.toml", {})
+    assert replay(config, Wanted(into=directory / "new")).rows == 0
     for number, until in enumerate((ended.lsn, ended.time)):
-        done = operator.json("replay", "--into", f"then-{number}", "--until", until)
+        then = replay(config, Wanted(into=directory / f"then-{number}", until=parse_place(until)))
         assert_replicas_hold(directory / f"then-{number}", PARTITIONS, ended.held)
-        assert all(at["generation"] == 1 and at["lsn"] for at in done["replicas"])
-    assert operator.json("replay", "--into", "then-0")["rows"] > 0
+        assert all(at.generation == 1 and at.lsn for at in then.replicas)
+    assert replay(config, Wanted(into=directory / "then-0")).rows > 0
     assert everything(directory / "then-0") == everything(ended.pipeline.root)
 
     text = operator.text("replay", "--into", "one", "--tenant", TENANT, "--until", ended.lsn)
@@ -98,8 +99,8 @@ def test_the_log_alone_makes_the_replicas(
     assert_replicas_hold(directory / "one", PARTITIONS, ended.held, only={TENANT})
     assert replicas_in(directory / "one").keys() == {TENANT}
 
-    live = operator.json("replay", "--live", "--from", "beginning")
-    assert (live["rows"], live["into"]) == (0, str(ended.pipeline.root))
+    live = replay(config, Wanted(into=None, start="beginning"))
+    assert (live.rows, live.into) == (0, str(ended.pipeline.root))
     assert_replicas_hold(ended.pipeline.root, PARTITIONS, ended.last)
 
 
