@@ -21,7 +21,7 @@ from fanout import envelope
 from fanout.envelope import FIRST_COPY_CHUNK, Changes, Close, CopyBegin, CopyEnd, Envelope, Op, Position, Progress, Truncate
 from fanout.errors import LogTrimmed
 from fanout.log import LogConfig, open_reader, open_writer, partition_of
-from tests.appliers.records import relation, rows_of, run, schema
+from tests.appliers.records import catalog_of, relation, rows_of, run, schema
 
 PARTITIONS: Final = 2
 ITEMS: Final = relation(columns=[("id", 20), ("a", 25), ("b", 25)])
