@@ -115,12 +115,16 @@ def rebuild_tenant(
     [partition] = request.ends
     path = replica_path(request.root, tenant, reader.partitions)
     catalog = Catalog(overrides)
+    saved: dict[int, PartitionState] = {}
     with ExitStack() as stack:
         if (request.root / "state.db").exists():
             state, saved = stack.enter_context(_state(reader, request))
             state.load_catalog(catalog)
+            lags = tenant in state.quarantined() or not path.exists()  # what was read is not in this one
         else:
             stack.callback(os.close, lock_partition(request.root, partition))
+            lags = True
+        if lags:
             saved = {partition: _standing(reader, request, path, tenant)}
         _require_behind(request, saved, path)
         window = _window(reader, request, saved, key=tenant.encode())
@@ -148,7 +152,7 @@ def _state(reader: LogReader, request: Request) -> Iterator[tuple[State, dict[in
 
 
 def _standing(reader: LogReader, request: Request, path: Path, tenant: str) -> PartitionState:
-    """How far one file is that no `state.db` tells of: up to the start, when what stands there is not new to it."""
+    """How far one file is for itself, not by `state.db`: up to the start, when what stands there is not new to it."""
     [(partition, end)] = request.ends.items()
     if not path.exists():
         return PartitionState(partition)

@@ -23,7 +23,7 @@ from appliers.errors import (
 from appliers.place import SHARED_FILE, replica_path
 from appliers.rebuild import Request, rebuild, rebuild_tenant
 from appliers.replay import Reached
-from appliers.state import State, lock_partition
+from appliers.state import Quarantined, State, lock_partition
 from appliers.worker import WorkerOptions, WorkerStatus
 from fanout import envelope
 from fanout.envelope import Changes, Position
@@ -172,6 +172,26 @@ def test_a_replay_onto_live_replicas_brings_back_what_an_older_file_lacks(
     for path in replica_path(tmp_path / "older", "b", PARTITIONS).parent.glob("b.db*"):
         shutil.copy(path, copy.parent)
     replayed(embedded, tmp_path / "live", starts=dict.fromkeys(range(PARTITIONS), 0))
+    assert everything(tmp_path / "live") == everything(embedded.root)
+
+
+def test_a_lost_or_quarantined_tenant_is_replayed_from_what_it_has(
+    embedded: History, reader: LogReader, tmp_path: Path
+) -> None:
+    """Its directory has read more than is in its file: reading begins where the file is, or at the copy without one."""
+    shutil.copytree(embedded.root, tmp_path / "live")
+    replayed_one(embedded, tmp_path / "older", "b", Position(1, embedded.moments[4].lsn, 0))
+    place = replica_path(tmp_path / "live", "b", PARTITIONS).parent
+    for path in place.glob("b.db*"):
+        path.unlink()
+    replayed_one(embedded, tmp_path / "live", "b")
+    assert everything(tmp_path / "live") == everything(embedded.root)
+    for path in replica_path(tmp_path / "older", "b", PARTITIONS).parent.glob("b.db*"):
+        shutil.copy(path, place)
+    state = State(tmp_path / "live", reader.identity, PARTITIONS)
+    state.quarantine(Quarantined("b", partition_of(b"b", PARTITIONS), 1, "", "RowMissing", "", "", 0))
+    state.close()
+    replayed_one(embedded, tmp_path / "live", "b")
     assert everything(tmp_path / "live") == everything(embedded.root)
 
 
