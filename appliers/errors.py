@@ -5,6 +5,9 @@ ApplyError
     RowMissing PositionGap SchemaDrift ReplicaCorrupt ReplicaForeign ReplicaLost RecordRefused
   StorageUnavailable       (retry) disk full, I/O error, no descriptors: nobody's fault, nothing is lost
   PartitionInUse StateForeign ReplicasMissing TenantUnknown
+  ReplayError              the log cannot be replayed as asked
+    StartUncovered PointTooEarly ReplicasAhead
+    PointNotReached        (retry) the relay has not come so far
 """
 
 from __future__ import annotations
@@ -88,3 +91,34 @@ class TenantUnknown(ApplyError):
     """No replica of that tenant exists here."""
 
     default_hint = "`headrace tenant list` names those there are."
+
+
+class ReplayError(ApplyError):
+    """The log cannot be replayed as asked; replicas hold nothing that is wrong."""
+
+    default_hint = "See docs/replay.md."
+
+
+class StartUncovered(ReplayError):
+    """What stands before the start is in no replica: records from there on alone would make one that is silently partial."""
+
+    default_hint = "Leave `--from` out: a new directory then begins at the first copy, another one where its replicas are."
+
+
+class PointTooEarly(ReplayError):
+    """At that point there was no whole first copy in the log, so that nobody knows what the tenants had."""
+
+    default_hint = "Ask for a later point: `headrace tail --kind copy-end` shows where each copy ended."
+
+
+class PointNotReached(ReplayError):
+    """The log may lack transactions that committed before the point."""
+
+    disposition = Disposition.RETRY
+    default_hint = "Wait until the relay has come so far, or take all that is there with `--until end`."
+
+
+class ReplicasAhead(ReplayError):
+    """Replicas are behind the point already, and nothing takes them back."""
+
+    default_hint = "Replay into a new directory."

@@ -37,9 +37,10 @@ class Follower:
         self._later: list[str] = []
         self._not_before = 0.0
 
-    def copied(self, partition: PartitionState) -> None:
-        """The copy of its generation is whole; in the first one no replica is older than the changes there are."""
-        if partition.generation <= 1:
+    def copied(self, partition: PartitionState, commit_lsn: int) -> None:
+        """The copy of its generation is whole; in the first one no replica is older than the changes there are, unless
+        other partitions, which were read further, have told of changes behind the copy."""
+        if partition.generation <= 1 and self._catalog.place[1] <= commit_lsn:
             self._followed[partition.partition] = self._unsaved[partition.partition] = self._catalog.place
 
     def wait_s(self, partitions: Mapping[int, PartitionState]) -> float | None:

@@ -124,6 +124,22 @@ def _open(path: Path) -> apsw.Connection:
     return conn
 
 
+def lock_partition(root: Path, partition: int) -> int:
+    """Lock a partition's directory, made if there is none, until the descriptor is closed.
+
+    Raises PartitionInUse, StorageUnavailable."""
+    with _translated(root / "state.db"):
+        directory = partition_directory(root, partition)
+        directory.mkdir(parents=True, exist_ok=True)
+        fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise PartitionInUse("Another applier writes this partition", partition=partition) from None
+    return fd
+
+
 class State:
     """`state.db` of one directory of replicas; several appliers, each with partitions of its own, may have it open."""
 
@@ -159,15 +175,7 @@ class State:
         """Lock these partitions' directories until `close`, all or none. Raises PartitionInUse, StorageUnavailable."""
         try:
             for partition in partitions:
-                with _translated(self._path):
-                    directory = partition_directory(self.root, partition)
-                    directory.mkdir(exist_ok=True)
-                    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-                self._locks.append(fd)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise PartitionInUse("Another applier writes this partition", partition=partition) from None
+                self._locks.append(lock_partition(self.root, partition))
         except BaseException:
             self.close()
             raise

@@ -171,6 +171,11 @@ class Worker:
         self._stopping = True
         self._reader.wake()
 
+    @property
+    def following_s(self) -> float | None:
+        """Seconds until there is a replica without records to bring up; None when there is none."""
+        return self._follower.wait_s(self._partitions)
+
     def run(self) -> None:
         """Apply until `stop`. Raises LogError, StorageUnavailable, ApplyError."""
         options = self._options
@@ -489,7 +494,7 @@ class Worker:
             case CopyEnd(generation, commit_lsn):
                 if generation >= partition.generation:
                     self._each_replica(record, lambda r: r.finish_copy(generation, commit_lsn))
-                    self._follower.copied(partition)
+                    self._follower.copied(partition, commit_lsn)
                     partition.generation, partition.ready = generation, True
             case RefillBegin() | RefillEnd() if not self._is_current(body.generation, record):
                 pass

@@ -184,10 +184,17 @@ def tail(
     partition: Annotated[int | None, typer.Option(min=0, help="Only this partition.")] = None,
     start: Annotated[
         str | None,
-        typer.Option("--from", metavar="OFFSET|beginning|end", help="Where to begin, instead of the last records."),
+        typer.Option("--from", metavar="OFFSET|LSN|TIME|beginning|end", help="Where to begin, instead of the last records."),
     ] = None,
     since: Annotated[
         str | None, typer.Option(metavar="TIME", help="2026-01-31T12:00:00Z, or an age: 90s, 10m, 2h, 1d.")
+    ] = None,
+    until: Annotated[
+        str, typer.Option(metavar="OFFSET|LSN|TIME|end", help="Where to end, with what is there; as --from.")
+    ] = "end",
+    table: Annotated[str | None, typer.Option(help="Only records about this table, by its name in replicas.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only records of this kind, such as changes; may be given again.")
     ] = None,
     limit: Annotated[
         int | None,
@@ -199,17 +206,25 @@ def tail(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document a line; errors as JSON too.")] = False,
 ) -> None:
     """Show records of the log, a line each, without the values of rows."""
-    from headrace.tail import Filter, Request, parse_since, parse_start, run_tail
+    from headrace.places import AtTime, parse_place, parse_time_us
+    from headrace.records import KINDS
+    from headrace.tail import Filter, Request, run_tail
 
     if rows and not as_json:
         raise typer.BadParameter("rows are shown as JSON only: add --json", param_hint="--rows")
     if start is not None and since is not None:
         raise typer.BadParameter("give one of --from and --since", param_hint="--since")
+    if follow and until != "end":
+        raise typer.BadParameter("what is followed has no end: give one of --follow and --until", param_hint="--until")
+    if unknown := set(kind or ()) - KINDS:
+        raise typer.BadParameter(
+            f"no kind is called {min(unknown)}; there are {', '.join(sorted(KINDS))}", param_hint="--kind"
+        )
     try:
         request = Request(
-            filter=Filter(tenant=tenant, partition=partition, progress=progress),
-            start=None if start is None else parse_start(start),
-            since_ms=None if since is None else parse_since(since),
+            filter=Filter(tenant=tenant, partition=partition, progress=progress, table=table, kinds=frozenset(kind or ())),
+            start=AtTime(parse_time_us(since)) if since is not None else None if start is None else parse_place(start),
+            until=parse_place(until),
             limit=limit,
             follow=follow,
             rows=rows,
@@ -217,6 +232,54 @@ def tail(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     run_tail(load(config), request, as_json=as_json)
+
+
+@app.command()
+def replay(
+    config: ConfigOption = None,
+    into: Annotated[
+        Path | None, typer.Option("--into", help="A new directory, or one of replicas that no applier runs on.")
+    ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Onto the configured replicas instead; no applier may run on them.")
+    ] = False,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="OFFSET|LSN|TIME|beginning", help="Where to begin; by default where it is right."),
+    ] = None,
+    until: Annotated[
+        str, typer.Option(metavar="OFFSET|LSN|TIME|end", help="Everything that committed at or before it, and no more.")
+    ] = "end",
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant.")] = None,
+    partition: Annotated[int | None, typer.Option(min=0, help="Only this partition.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build replicas from the log alone, as of any point it holds. Postgres may be down."""
+    from headrace.places import parse_place
+    from headrace.replay import Wanted, replay, show_replayed
+
+    if (into is None) != live:
+        raise typer.BadParameter("say where to: --into DIR, or --live", param_hint="--into")
+    if tenant is not None and partition is not None:
+        raise typer.BadParameter("a tenant is in one partition: give only one of them", param_hint="--partition")
+    try:
+        wanted = Wanted(
+            into=into,
+            start=None if start is None else parse_place(start),
+            until=parse_place(until),
+            tenant=tenant,
+            partition=partition,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    output.configure_logging(level=LogLevel.WARNING, stage="replay")
+    done = replay(load(config), wanted)
+    if as_json:
+        output.print_json(done)
+    else:
+        show_replayed(done)
+    if done.quarantined:
+        raise typer.Exit(output.EXIT_ERROR)
 
 
 tenant_app = typer.Typer(no_args_is_help=True, help="Show the tenants' replicas.")

@@ -49,6 +49,10 @@ _KINDS: Final[dict[type[Envelope], str]] = {
 }
 
 
+KINDS: Final = frozenset({*_KINDS.values(), "copy"})
+"""What `kind_of` answers."""
+
+
 class Shown(msgspec.Struct, frozen=True):
     """A record with its content."""
 
@@ -92,6 +96,21 @@ def rows_of(runs: Sequence[Run], schemas: Mapping[int, Schema]) -> dict[str, dic
 def _table(digest: int, schemas: Mapping[int, Schema]) -> str:
     schema = schemas.get(digest)
     return f"#{digest:x}" if schema is None else schema.name
+
+
+def tables_of(body: Envelope, schemas: Mapping[int, Schema]) -> set[str]:
+    """The tables that a record is about; none of one that is about all of them."""
+    match body:
+        case Changes():
+            return {_table(run.schema, schemas) for run in body.runs}
+        case Schema():
+            return {body.name}
+        case Truncate():
+            return {_table(digest, schemas) for digest in body.schemas}
+        case RefillBegin() | RefillEnd():
+            return {_table(body.schema, schemas)}
+        case _:
+            return set()
 
 
 def detail(body: Envelope, schemas: Mapping[int, Schema]) -> str:

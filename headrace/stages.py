@@ -158,6 +158,11 @@ def allow_files() -> int:
     return allowed if allowed != resource.RLIM_INFINITY else sys.maxsize
 
 
+def warm_replicas(wanted: int, files: int) -> int:
+    """How many replicas may be open at once, of those that are wanted, with so many files."""
+    return max(_FEWEST_WARM, min(wanted, (files - _OTHER_FILES) // _FILES_A_REPLICA))
+
+
 def run_applier(config: Config, share: Share) -> None:
     """One applier, until a signal. Raises HeadraceError."""
     name = f"applier-{share.number}of{share.count}"
@@ -165,7 +170,7 @@ def run_applier(config: Config, share: Share) -> None:
     options = WorkerOptions(
         root=Path(config.replicas.path),
         overrides=config.overrides(),
-        warm_replicas=max(_FEWEST_WARM, min(config.replicas.warm, (allow_files() - _OTHER_FILES) // _FILES_A_REPLICA)),
+        warm_replicas=warm_replicas(config.replicas.warm, allow_files()),
         batch_records=config.apply.batch_records,
         batch_bytes=config.apply.batch_bytes,
         barrier_interval_s=config.apply.barrier_interval_s,

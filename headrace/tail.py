@@ -1,6 +1,6 @@
 """`headrace tail`: the records of the log, for people and for programs. Reads through `LogReader` and moves nothing.
 
-    Range   where to begin: the last N records, an offset, a time
+    Range   where to begin and end: the last N records, or places (`headrace.places`)
     Filter  which records are wanted
     Tail    Range x Filter -> records         how a record looks: `headrace.records`
 
@@ -10,12 +10,9 @@ A record for everybody is in each partition; it is shown once, from the first pa
 from __future__ import annotations
 
 import contextlib
-import datetime
 import heapq
 import itertools
-import re
 import signal
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +20,7 @@ from typing import Final
 
 import msgspec
 
+from appliers.bounds import places_of, point_of_lsn
 from appliers.errors import ReplicasMissing
 from appliers.reader import Directory
 from fanout import envelope
@@ -31,7 +29,8 @@ from fanout.log import LogReader, Record, open_reader, partition_of
 from headrace import output
 from headrace.config import Config
 from headrace.errors import CommandError, PartitionUnknown
-from headrace.records import Shown, document, line, position_of
+from headrace.places import AtLsn, AtTime, Offset, Place, require_one
+from headrace.records import Shown, document, kind_of, line, position_of, tables_of
 
 LAST: Final = 20
 _SEARCHED: Final = (100, 1_000, 10_000)
@@ -39,8 +38,6 @@ _SEARCHED: Final = (100, 1_000, 10_000)
 _BATCH_BYTES: Final = 8 << 20
 _SILENCE_S: Final = 5.0
 """A log that gives nothing for so long has no more records before its end (Kafka: an offset need not be a record)."""
-
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +47,10 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     partition: int | None = None
     progress: bool = False
     """Also the relay's Progress records, which come once a second."""
+    table: str | None = None
+    """Only records about this table, by its name in replicas."""
+    kinds: frozenset[str] = frozenset()
+    """Only these, of `records.KINDS`; none means all."""
 
     def partitions(self, of: int) -> list[int]:
         """Where to look. Raises PartitionUnknown."""
@@ -59,11 +60,19 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
             return list(range(of)) if self.partition is None else [self.partition]
         return [partition_of(self.tenant.encode(), of)]
 
-    def wants(self, record: Record, body: Envelope, first: int) -> bool:
+    def wants(self, record: Record, body: Envelope, first: int, schemas: Mapping[int, Schema]) -> bool:
         """Whether a record is shown; `first` is the partition that shows what is in all of them."""
         if self.tenant is not None:
-            return record.key == self.tenant.encode()
-        return (record.key is not None or record.partition == first) and (self.progress or not isinstance(body, Progress))
+            if record.key != self.tenant.encode():
+                return False
+        elif record.key is None and record.partition != first:
+            return False
+        if self.kinds:
+            if kind_of(body) not in self.kinds:
+                return False
+        elif isinstance(body, Progress) and not self.progress:
+            return False
+        return self.table is None or self.table in tables_of(body, schemas)
 
 
 class Tail:
@@ -85,32 +94,42 @@ class Tail:
         self._stopped = True
         self._reader.wake()
 
-    def starts(self, start: str | int | None, since_ms: int | None) -> dict[int, int]:
-        """Partition -> offset to read from: "beginning", "end", an offset, or a time. Raises CommandError."""
+    def starts(self, start: Place) -> dict[int, int]:
+        """Partition -> offset to read from. Of a time, what was appended since. Raises CommandError, PointTooEarly."""
         extents = self._reader.extents(self._partitions)
-        if since_ms is not None:
-            return {p: self._reader.offset_at(p, since_ms) for p in self._partitions}
-        if start == "end":
-            return {p: extent.end for p, extent in extents.items()}
-        if start == "beginning":
-            return {p: extent.first for p, extent in extents.items()}
-        if not isinstance(start, int) or len(extents) > 1:
-            raise CommandError("An offset is of one partition", hint="Name it with --partition or --tenant, or use --since.")
-        for partition, extent in extents.items():
-            if not extent.first <= start <= extent.end:
-                raise CommandError(
-                    f"Partition {partition} has no offset {start}",
-                    hint=f"Its offsets are from {extent.first} to {extent.end - 1}.",
-                )
-        return dict.fromkeys(extents, start)
+        match start:
+            case "beginning":
+                return {p: extent.first for p, extent in extents.items()}
+            case "end":
+                return {p: extent.end for p, extent in extents.items()}
+            case Offset(number):
+                require_one(extents, number)
+                return dict.fromkeys(extents, number)
+            case AtLsn(lsn, generation):
+                return places_of(self._reader, point_of_lsn(self._reader, lsn, generation), self.ends())
+            case AtTime(us):
+                return {p: self._reader.offset_at(p, us // 1000) for p in self._partitions}
 
-    def ends(self) -> dict[int, int]:
-        """The present end of every partition that is read."""
-        return {p: extent.end for p, extent in self._reader.extents(self._partitions).items()}
+    def ends(self, until: Place = "end") -> dict[int, int]:
+        """Partition -> offset behind the last. Of a time, what was appended by then. Raises CommandError, PointTooEarly."""
+        extents = self._reader.extents(self._partitions)
+        ends = {p: extent.end for p, extent in extents.items()}
+        match until:
+            case "beginning":
+                raise CommandError("Up to the beginning there is nothing", hint="Name a later place with --until.")
+            case "end":
+                return ends
+            case Offset(number):
+                require_one(extents, number)
+                return {p: min(end, number + 1) for p, end in ends.items()}
+            case AtLsn(lsn, generation):
+                return places_of(self._reader, point_of_lsn(self._reader, lsn, generation), ends, behind=True)
+            case AtTime(us):
+                return {p: min(end, self._reader.offset_at(p, us // 1000 + 1)) for p, end in ends.items()}
 
-    def last(self, count: int) -> tuple[list[Shown], dict[int, int]]:
-        """The last records that match, oldest first, and the offsets after them. Raises LogError."""
-        ends = self.ends()
+    def last(self, count: int, until: Place = "end") -> tuple[list[Shown], dict[int, int]]:
+        """The last records that match, oldest first, and the offsets after them. Raises LogError, CommandError."""
+        ends = self.ends(until)
         found: list[Shown] = []
         for back in _SEARCHED:
             extents = self._reader.extents(self._partitions)
@@ -151,7 +170,7 @@ class Tail:
         body = envelope.decode(record.value)
         if isinstance(body, Schema):
             self.schemas[body.digest] = body
-        if self._filter.wants(record, body, self._partitions[0]):
+        if self._filter.wants(record, body, self._partitions[0], self.schemas):
             yield Shown(record, body)
 
 
@@ -164,11 +183,11 @@ def _when(shown: Shown) -> tuple[Position, int, int]:
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked for. Without `start` and `since_ms`: the last records."""
+    """What was asked for. Without `start`: the last records."""
 
     filter: Filter
-    start: str | int | None = None
-    since_ms: int | None = None
+    start: Place | None = None
+    until: Place = "end"
     limit: int | None = None
     follow: bool = False
     rows: bool = False
@@ -190,37 +209,14 @@ def run_tail(config: Config, request: Request, *, as_json: bool) -> None:
 
 
 def _asked(tail: Tail, request: Request) -> Iterator[Shown]:
-    if request.start is None and request.since_ms is None:
-        found, ends = tail.last(request.limit or LAST)
+    if request.start is None:
+        found, ends = tail.last(request.limit or LAST, request.until)
         if not tail.searched_all and len(found) < (request.limit or LAST):
             output.err.print(f"[dim]Looked at the last {_SEARCHED[-1]:,} offsets; --from beginning reads all.[/]")
         yield from found
         if request.follow:
             yield from tail.follow(ends)
         return
-    starts = tail.starts(request.start, request.since_ms)
-    shown = tail.follow(starts) if request.follow else tail.between(starts, tail.ends())
+    starts = tail.starts(request.start)
+    shown = tail.follow(starts) if request.follow else tail.between(starts, tail.ends(request.until))
     yield from itertools.islice(shown, request.limit)
-
-
-# --- what the user types ---
-
-
-def parse_start(text: str) -> str | int:
-    """`beginning`, `end` or an offset. Raises ValueError."""
-    if text in ("beginning", "end"):
-        return text
-    if not text.isdecimal():
-        raise ValueError("an offset, `beginning` or `end`")
-    return int(text)
-
-
-def parse_since(text: str) -> int:
-    """`10m`, `2h`, or an ISO 8601 time (UTC if it names no zone) -> Unix milliseconds. Raises ValueError."""
-    if ago := re.fullmatch(r"(\d+)([smhd])", text):
-        return time.time_ns() // 1_000_000 - int(ago[1]) * _UNITS[ago[2]] * 1000
-    try:
-        moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError("a time such as 2026-01-31T12:00:00Z, or an age such as 90s, 10m, 2h, 1d") from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp() * 1000)

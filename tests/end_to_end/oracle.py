@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -66,6 +66,22 @@ class Table(NamedTuple):
         return self.name if self.schema == "public" else f"{self.schema}.{self.name}"
 
 
+class Recorded(NamedTuple):
+    """What Postgres held at one moment: each table's columns, and its rows by tenant."""
+
+    columns: dict[Table, list[str]]
+    rows: dict[Table, dict[str | None, Counter[Row]]]
+
+
+def record(conn: psycopg.Connection[Any], tables: Sequence[Table]) -> Recorded:
+    """As of now, of one snapshot."""
+    with conn.transaction():
+        conn.execute("set transaction isolation level repeatable read, read only")
+        conn.execute(OUTPUT)
+        columns = {table: _columns(conn, table) for table in tables}
+        return Recorded(columns, {table: _rows_by_tenant(conn, table, columns[table]) for table in tables})
+
+
 def assert_replicas_equal(
     conn: psycopg.Connection[Any], root: Path, partitions: int, tables: Sequence[Table]
 ) -> Counter[str]:
@@ -74,22 +90,27 @@ def assert_replicas_equal(
     A replica of a tenant that has no rows (any more) must be empty, a tenant with rows must have a replica, and no
     tenant may have a second file in another partition. All must be ready.
     """
-    with conn.transaction():
-        conn.execute("set transaction isolation level repeatable read, read only")
-        conn.execute(OUTPUT)
-        columns = {table: _columns(conn, table) for table in tables}
-        wanted = {table: _rows_by_tenant(conn, table, columns[table]) for table in tables}
-    tenants = {tenant for rows in wanted.values() for tenant in rows if tenant is not None}
+    return assert_replicas_hold(root, partitions, record(conn, tables))
+
+
+def assert_replicas_hold(
+    root: Path, partitions: int, recorded: Recorded, only: Collection[str | None] | None = None
+) -> Counter[str]:
+    """As `assert_replicas_equal`, of what was recorded. `only`: these tenants, None among them for the shared replica."""
+    columns, wanted = recorded
+    tenants = {tenant for rows in wanted.values() for tenant in rows if tenant is not None and (not only or tenant in only)}
     replicas = replicas_in(root)
     assert tenants <= replicas.keys(), f"tenants without a replica: {sorted(tenants - replicas.keys())}"
     for tenant, path in replicas.items():
         assert path == replica_path(root, tenant, partitions), f"a replica in another tenant's place: {path}"
     compared = Counter[str]()
     places: list[tuple[str | None, Path]] = list(replicas.items())
-    if any(not table.tenant for table in tables):
+    if any(not table.tenant for table in columns):
         places.append((None, root / SHARED_FILE))
     for owner, path in places:
-        mine = [table for table in tables if bool(table.tenant) == (owner is not None)]
+        if only and owner not in only:
+            continue
+        mine = [table for table in columns if bool(table.tenant) == (owner is not None)]
         with reading(path) as replica:
             ready = replica.execute("select ready from _headrace_position").get
             assert ready == 1, f"not ready: {path}"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cdc.facts import TableFacts
+from cdc.lsn import parse_lsn
 from cdc.pgoutput import UNCHANGED
 from cdc.relation import Column, Relation, ReplicaIdentity
 from fanout import envelope
@@ -30,8 +31,9 @@ from fanout.envelope import (
     digest_of,
 )
 from fanout.log import LogConfig, Record, open_reader, open_writer, partition_of
+from headrace.places import AtLsn, AtTime, Offset, Place
 from headrace.records import Shown, document, line
-from headrace.tail import Filter, Tail, parse_since, parse_start
+from headrace.tail import Filter, Tail
 from tests.end_to_end.oracle import wait_until
 from tests.faults.pipeline import PARTITIONS, Pipeline
 from tests.faults.traffic import FOUNDERS
@@ -107,6 +109,20 @@ def test_tail_shows_what_was_committed_and_no_values(
     assert since == records[-2:]
     assert operator.lines("tail", "--tenant", tenant, "--since", "1h", "-n", "1") == records[:1]
 
+    lsn = f"1:{records[-2]['lsn']}"
+    assert operator.lines("tail", "--tenant", tenant, "--from", lsn, "--until", lsn) == records[-2:-1]
+    assert operator.lines("tail", "--tenant", tenant, "--from", "1h", "--table", "statics", "--kind", "changes") == [delete]
+    with open_reader(log) as reader:
+        tail = Tail(reader, Filter(tenant=tenant, kinds=frozenset({"changes", "copy"})))
+        offsets = [record["offset"] for record in records]
+        ranges: list[tuple[Place, Place, list[int]]] = [
+            (AtLsn(parse_lsn(delete["lsn"])), "end", offsets[-1:]),
+            ("beginning", Offset(records[-2]["offset"]), offsets[:-1]),
+            ("beginning", AtTime(before_ms * 1000), offsets[:-2]),
+        ]
+        for start, until, found in ranges:
+            assert [s.record.offset for s in tail.between(tail.starts(start), tail.ends(until))] == found
+
     [update, _] = operator.lines("tail", "--tenant", tenant, "--rows", "-n", "2")
     [run] = update["runs"]
     assert (run["table"], run["rows"][0]["profile"], run["rows"][0]["tenant"]) == ("accounts", note, tenant)
@@ -153,6 +169,8 @@ def test_what_cannot_be_shown_is_refused(pipeline: Pipeline, operator: Operator)
     assert "--partition" in operator.ask("tail", "--from", "3", code=1).stderr
     assert "Its offsets are from 0 to" in operator.ask("tail", "--from", "99999", "--partition", "1", code=1).stderr
     assert "PartitionUnknown" in operator.ask("tail", "--partition", "64", code=1).stderr
+    assert "copy-end" in operator.ask("tail", "--kind", "nothing", code=2).stderr
+    assert "--until" in operator.ask("tail", "--follow", "--until", "3", code=2).stderr
 
 
 def test_a_reader_that_closes_early_ends_it_quietly(pipeline: Pipeline, operator: Operator) -> None:
@@ -262,29 +280,6 @@ def test_rows_of_an_unknown_table_are_lists() -> None:
     body = Changes(1, 1, 0, True, 1, 7, 1, [Run(Op.PATCH, 255, False, [["1", UNCHANGED]])])
     content = document(shown(body, "acme"), SCHEMAS, rows=True)
     assert content["runs"] == [{"table": "#ff", "op": "patch", "rows": [["1", {"unchanged": True}]]}]
-
-
-# --- what the user types ---
-
-
-def test_a_start_is_an_offset_or_an_end() -> None:
-    """Anything else is refused with the words that are allowed."""
-    assert [parse_start(text) for text in ("beginning", "end", "17")] == ["beginning", "end", 17]
-    for wrong in ("-1", "first", "1.5", ""):
-        with pytest.raises(ValueError, match="beginning"):
-            parse_start(wrong)
-
-
-def test_a_time_is_iso_8601_or_an_age() -> None:
-    """A time without a zone is UTC; an age counts back from now; anything else is refused."""
-    assert parse_since("2026-01-31T12:00:00Z") == 1_769_860_800_000
-    assert parse_since("2026-01-31T12:00:00") == parse_since("2026-01-31T13:00:00+01:00") == 1_769_860_800_000
-    now = time.time_ns() // 1_000_000
-    assert abs(now - 600_000 - parse_since("10m")) < 10_000
-    assert parse_since("1d") < parse_since("2h") < parse_since("90s")
-    for wrong in ("yesterday", "10", "5y", ""):
-        with pytest.raises(ValueError, match="10m"):
-            parse_since(wrong)
 
 
 def _iso(time_ms: int) -> str:
