@@ -26,9 +26,10 @@ EXPECTED: Final = frozenset({"23505", "40P01", "40001", "55P03", "55006"})
 """unique_violation, deadlock_detected, serialization_failure, lock_not_available; object_in_use: a TRUNCATE of a table
 whose deferred constraint is still to be checked."""
 
-OF_CHANGES: Final = ("0A000", "22", "23514", "2BP01", "42", "XX000")
+OF_CHANGES: Final = ("0A000", "22", "23514", "2BP01", "42", "54000", "XX000")
 """What changing the schema under running sessions ends in, too: feature_not_supported, data of another type, check_violation
-(no partition for a row), dependent_objects_still_exist, names that are not there, "tuple concurrently updated"."""
+(no partition for a row), dependent_objects_still_exist, names that are not there, a text too long for its new type (54000),
+"tuple concurrently updated"."""
 SYNTAX_ERROR: Final = "42601"
 
 SETTINGS: Final = "set lock_timeout = '300ms'; set deadlock_timeout = '100ms'; set client_min_messages = error"
