@@ -32,6 +32,9 @@ NAMES: Final = (
     "applier.3-applied",
     "applier.4-synced",
     "applier.5-committed",
+    "snapshot.1-stored",
+    "snapshot.2-settled",
+    "snapshot.3-published",
 )
 
 _name, _, _count = os.environ.get("HEADRACE_FAILPOINT", "").partition(":")
