@@ -66,9 +66,9 @@ def hydrate(store: Store, ref: SnapshotRef, path: Path, tenant: str) -> None:
     Raises SnapshotDamaged with everything left as it was, StorageUnavailable, and what the store raises.
     """
     temporary = path.with_suffix(f".{os.getpid()}.hydrated")
-    try:
-        with _storage(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    with _storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
             with temporary.open("wb") as file:
                 _unpack(store, ref, file)
                 file.flush()
@@ -80,8 +80,8 @@ def hydrate(store: Store, ref: SnapshotRef, path: Path, tenant: str) -> None:
             for suffix in ("-wal", "-shm"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
             temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(directory: Path) -> None:
@@ -106,7 +106,7 @@ def _copy(path: Path, copy: Path, tenant: str) -> TenantPosition:
             if not recognise(source, path, tenant):
                 raise InvariantError("A snapshot was asked of a replica that has had no commit", path=str(path))
             found = read_position(source)
-            if source.pragma("quick_check(1)") != "ok":
+            if source.execute("pragma quick_check(1)").get != "ok":
                 raise ReplicaCorrupt("SQLite finds the replica damaged", path=str(path))
             target.pragma("synchronous", "off")
             target.pragma("journal_mode", "off")
