@@ -35,6 +35,7 @@ NAMES: Final = (
     "snapshot.1-stored",
     "snapshot.2-settled",
     "snapshot.3-published",
+    "snapshot.hydrate-cleared",
 )
 
 _name, _, _count = os.environ.get("HEADRACE_FAILPOINT", "").partition(":")

@@ -31,6 +31,7 @@ from appliers.replica import recognise, storage_error
 from appliers.snapshots.claims import Claim
 from appliers.snapshots.manifest import SnapshotRef
 from appliers.snapshots.store import Store
+from cdc import failpoints
 from cdc.errors import InvariantError
 
 LEVEL: Final = 3
@@ -79,6 +80,7 @@ def hydrate(store: Store, ref: SnapshotRef, path: Path, tenant: str) -> None:
             path.unlink(missing_ok=True)
             for suffix in ("-wal", "-shm"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
+            failpoints.hit("snapshot.hydrate-cleared")
             temporary.rename(path)
         finally:
             temporary.unlink(missing_ok=True)

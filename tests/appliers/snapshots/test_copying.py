@@ -245,6 +245,9 @@ def test_what_is_whole_but_anothers_is_refused(folder: Store, tmp_path: Path) ->
     path = tmp_path / "b" / "acme.db"
     with pytest.raises(SnapshotDamaged, match="another tenant"):
         hydrate(folder, found, tmp_path / "b" / "bolt.db", "bolt")
+    for lie in ({"checksum": bytes(32)}, {"stored_bytes": found.stored_bytes + 1}, {"raw_bytes": found.raw_bytes + 1}):
+        with pytest.raises(SnapshotDamaged, match="another length or checksum"):
+            hydrate(folder, msgspec.structs.replace(found, **lie), path, "acme")
     with pytest.raises(SnapshotDamaged, match="position"):
         hydrate(folder, msgspec.structs.replace(found, commit_lsn=11), path, "acme")
     with sqlite3.connect(tmp_path / "theirs.db") as conn:
@@ -253,7 +256,7 @@ def test_what_is_whole_but_anothers_is_refused(folder: Store, tmp_path: Path) ->
     for content in ((tmp_path / "theirs.db").read_bytes(), b"no database at all, and no header" * 10):
         packed = zstandard.ZstdCompressor().compress(content)
         folder.put("x/theirs", packed)
-        lie = msgspec.structs.replace(
+        theirs = msgspec.structs.replace(
             found,
             key="x/theirs",
             stored_bytes=len(packed),
@@ -261,7 +264,7 @@ def test_what_is_whole_but_anothers_is_refused(folder: Store, tmp_path: Path) ->
             checksum=hashlib.blake2b(packed, digest_size=32).digest(),
         )
         with pytest.raises(SnapshotDamaged, match="no replica"):
-            hydrate(folder, lie, path, "acme")
+            hydrate(folder, theirs, path, "acme")
     assert names_in(path.parent) == []
 
 

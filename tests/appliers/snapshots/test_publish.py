@@ -14,9 +14,11 @@ import pytest
 
 from appliers.errors import Fenced, ManifestUnreadable
 from appliers.snapshots import manifest
+from appliers.snapshots import store as store_module
 from appliers.snapshots.claims import Claim, claim
-from appliers.snapshots.copying import hydrate
+from appliers.snapshots.copying import hydrate, remove_leftovers
 from appliers.snapshots.keys import PartitionKeys, is_replica
+from appliers.snapshots.manifest import Manifest
 from appliers.snapshots.publish import Publisher, newest, take_over
 from appliers.snapshots.store import Store, open_store
 from cdc.errors import InvariantError
@@ -89,6 +91,22 @@ def test_owners_that_race_leave_one_line_of_manifests(folder: Store) -> None:
     assert last.offset == published[-1][2]
 
 
+def test_what_a_manifest_names_is_synced_before_it(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder objects are not durable when they were put; the sync comes when no manifest names them yet."""
+    sync = store_module.sync_file_system
+    synced: list[tuple[Path, Manifest | None]] = []
+
+    def seen(directory: Path) -> None:
+        synced.append((directory, newest(folder, KEYS)))
+        sync(directory)
+
+    monkeypatch.setattr(store_module, "sync_file_system", seen)
+    publisher, _ = take_over(folder, KEYS, "one", 1000)
+    first = publisher.publish(making.manifest(offset=5), 2000)
+    publisher.publish(making.manifest(offset=6), 3000)
+    assert [found for _, found in synced] == [None, first]
+
+
 def test_an_attempt_whose_answer_was_lost_is_no_second_owner(folder: Store) -> None:
     """The same bytes are there already: it was our own. Others under our epoch can only be a bug, and stop."""
     publisher, _ = take_over(folder, KEYS, "one", 1000)
@@ -124,7 +142,7 @@ def test_a_manifest_in_anothers_place_is_refused(folder: Store) -> None:
             newest(folder, keys)
 
 
-def own(store: str, replicas: Path, lsn: int, failpoint: str = "") -> int:
+def own(store: str, replicas: Path, lsn: int | str, failpoint: str = "") -> int:
     """Run an owner to its end, or to its death."""
     command = [sys.executable, "-m", "tests.appliers.snapshots.an_owner", store, str(replicas), str(lsn)]
     return subprocess.run(command, env={**os.environ, "HEADRACE_FAILPOINT": failpoint}, timeout=60, check=False).returncode
@@ -149,6 +167,23 @@ def test_an_owner_that_is_killed_leaves_a_manifest_that_holds(tmp_path: Path) ->
             hydrate(store, ref, path, tenant)
             assert ref.position.commit_lsn == holds
             assert {row[1] for row in rows_of(path)} == {f"{tenant} {holds}"}
+
+
+@pytest.mark.faults
+def test_a_hydration_that_is_killed_leaves_no_half_of_a_replica(tmp_path: Path) -> None:
+    """The old file goes before its WAL, without which it may be damaged; then there is none, until the next attempt."""
+    url, directory = str(tmp_path / "store"), tmp_path / "replicas"
+    assert own(url, tmp_path / "owner", 20) == 0
+    for tenant in an_owner.TENANTS:
+        making.made_replica(directory, tenant, lsn=10).close()
+    assert own(url, directory, "hydrate", "snapshot.hydrate-cleared:2") == -signal.SIGKILL
+    first, second, third = an_owner.TENANTS
+    left = {path.name for path in directory.iterdir() if not path.name.endswith(".hydrated")}
+    assert left == {f"{first}.db", f"{third}.db", f"{third}.db-wal", f"{third}.db-shm"}
+    remove_leftovers(directory)
+    assert own(url, directory, "hydrate") == 0
+    assert {path.name for path in directory.iterdir()} == {f"{tenant}.db" for tenant in an_owner.TENANTS}
+    assert {row[1] for row in rows_of(directory / f"{second}.db")} == {f"{second} 20"}
 
 
 def objects(store: Store) -> set[str]:
