@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from appliers.barrier import sync_file_system
 from appliers.errors import Fenced, ManifestUnreadable
 from appliers.snapshots import manifest
-from appliers.snapshots import store as store_module
 from appliers.snapshots.claims import Claim, claim
 from appliers.snapshots.copying import hydrate, remove_leftovers
 from appliers.snapshots.keys import PartitionKeys, is_replica
@@ -93,14 +93,13 @@ def test_owners_that_race_leave_one_line_of_manifests(folder: Store) -> None:
 
 def test_what_a_manifest_names_is_synced_before_it(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder objects are not durable when they were put; the sync comes when no manifest names them yet."""
-    sync = store_module.sync_file_system
     synced: list[tuple[Path, Manifest | None]] = []
 
     def seen(directory: Path) -> None:
         synced.append((directory, newest(folder, KEYS)))
-        sync(directory)
+        sync_file_system(directory)
 
-    monkeypatch.setattr(store_module, "sync_file_system", seen)
+    monkeypatch.setattr("appliers.snapshots.store.sync_file_system", seen)
     publisher, _ = take_over(folder, KEYS, "one", 1000)
     first = publisher.publish(making.manifest(offset=5), 2000)
     publisher.publish(making.manifest(offset=6), 3000)
