@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from appliers.errors import Fenced
+from appliers.errors import Fenced, StoreMisconfigured
 from appliers.snapshots.keys import PartitionKeys, epoch_of
 from appliers.snapshots.store import Store
 
@@ -27,12 +27,17 @@ class Claim(NamedTuple):
 
 
 def claim(store: Store, keys: PartitionKeys, owner: str, now_ms: int) -> Claim:
-    """Own the partition from now on. `owner`: host and process, for people who look. Raises what the store raises."""
+    """Own the partition from now on. `owner`: host and process, for people who look. Raises what the store raises, and
+    StoreMisconfigured when the store is seen to ignore the condition of put-if-absent, as some S3-compatible servers do."""
     body = msgspec.json.encode({"owner": owner, "since_ms": now_ms})
     while True:
         epoch = newest_epoch(store, keys) + 1
         if not store.put_if_absent(keys.claim(epoch), body):
             continue
+        if store.put_if_absent(keys.claim(epoch), body):
+            raise StoreMisconfigured(
+                "The object store does not know put-if-absent: it would give one partition to two owners"
+            )
         # a lower number is free again when old claims were removed while we waited between the two calls
         if newest_epoch(store, keys) == epoch:
             return Claim(keys, epoch)

@@ -120,7 +120,10 @@ class Store:
                 return
             del found  # one request for all would have to end within the client's timeout
             for start in range(0, size, _PIECE):
-                yield bytes(obstore.get_range(self._backend, key, start=start, end=min(start + _PIECE, size)))
+                try:
+                    yield bytes(obstore.get_range(self._backend, key, start=start, end=min(start + _PIECE, size)))
+                except FileNotFoundError:
+                    raise StoreUnavailable("An object went away while it was read") from None
 
     def list(self, prefix: str) -> list[Stored]:
         """The objects below a key, by key. `a/b` is above `a/b/c`, not above `a/bc`."""

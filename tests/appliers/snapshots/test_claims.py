@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import msgspec
 import pytest
 
-from appliers.errors import Fenced
+from appliers.errors import Fenced, StoreMisconfigured
 from appliers.snapshots.claims import Claim, check, claim, newest_epoch
 from appliers.snapshots.keys import PartitionKeys, epoch_of, is_replica, version_of
-from appliers.snapshots.store import Store
+from appliers.snapshots.store import Store, open_store
 from appliers.state import SHARED_PARTITION
 from fanout.envelope import FIRST_COPY_CHUNK, Position
+from tests.appliers.snapshots.conftest import s3_options
 
 KEYS = PartitionKeys("log-1", 7)
 
@@ -78,12 +80,47 @@ def test_a_claimer_that_slept_gets_no_epoch_that_was_passed(folder: Store) -> No
     check(folder, slept)
 
 
+class Unconditional(BaseHTTPRequestHandler):
+    """An S3 server of the kind that does not know `If-None-Match`: it has nothing, and takes whatever it is given."""
+
+    def do_GET(self) -> None:
+        """No object, in any list."""
+        self._answer(b"<ListBucketResult><Name>b</Name><KeyCount>0</KeyCount></ListBucketResult>")
+
+    def do_PUT(self) -> None:
+        """Taken."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(b"")
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("ETag", '"1"')
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing to standard error."""
+
+
+def test_a_server_that_ignores_the_condition_is_refused() -> None:
+    """Or two owners would get one epoch, and neither would know."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Unconditional) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            store = open_store("s3://b/x", s3_options(f"http://127.0.0.1:{server.server_port}"))
+            with pytest.raises(StoreMisconfigured, match="put-if-absent"):
+                claim(store, KEYS, "one", 1000)
+        finally:
+            server.shutdown()
+
+
 def test_what_is_no_claim_does_not_count(folder: Store) -> None:
     """A file that somebody put there is not taken for an epoch."""
     for name in ("notes.txt", "99", "00000000099", "0000000009/0000000009"):
         folder.put(f"{KEYS.claims}/{name}", b"x")
     folder.put(KEYS.manifest(50, 1), b"x")
-    assert claim(folder, KEYS, "one", 1000) == Claim(KEYS, 1 + 0)
+    assert claim(folder, KEYS, "one", 1000) == Claim(KEYS, 1)
 
 
 def test_keys_sort_as_what_they_name() -> None:
