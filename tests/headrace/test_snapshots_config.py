@@ -28,7 +28,7 @@ def test_options_are_never_shown(tmp_path: Path) -> None:
     path.write_text(GIVEN)
     config = load(path, {"HEADRACE_SNAPSHOTS_URL": "gs://other", "HEADRACE_SNAPSHOTS_AGE_S": "60"})
     assert (config.snapshots.url, config.snapshots.age_s, config.snapshots.days) == ("gs://other", 60.0, 0.0)
-    assert config.snapshots.options["aws_secret_access_key"] == "s3cret"
+    assert "s3cret" in config.snapshots.options.values()
     assert "s3cret" not in repr(config) + str(config.snapshots)
 
 
