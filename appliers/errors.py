@@ -2,12 +2,14 @@
 
 ApplyError
   TenantError              (quarantine) one tenant cannot go on; the others do
-    RowMissing PositionGap SchemaDrift ReplicaCorrupt ReplicaForeign ReplicaLost RecordRefused
+    RowMissing PositionGap SchemaDrift ReplicaCorrupt ReplicaForeign ReplicaLost RecordRefused SnapshotDamaged
   StorageUnavailable       (retry) disk full, I/O error, no descriptors: nobody's fault, nothing is lost
+  StoreUnavailable         (retry) the same of the object store
   PartitionInUse StateForeign ReplicasMissing TenantUnknown
   ReplayError              the log cannot be replayed as asked
     StartUncovered PointTooEarly ReplicasAhead
     PointNotReached        (retry) the relay has not come so far
+  StoreMisconfigured ManifestUnreadable Fenced
 """
 
 from __future__ import annotations
@@ -60,6 +62,17 @@ class ReplicaLost(TenantError):
     """The replica's file was removed or exchanged: a new one would hold only what changes from now on."""
 
     default_hint = "`headrace relay --new-generation` copies afresh. An older copy of the file lacks what came after it."
+
+
+class SnapshotDamaged(TenantError):
+    """A snapshot that the manifest names is gone, or is not what was stored. Nothing was put into the replica's place.
+
+    The tenant's alone, since every other has its own object; and asking again does not mend it.
+    """
+
+    default_hint = (
+        "Restore the object from the store's own versions or backup; `headrace relay --new-generation` copies afresh."
+    )
 
 
 class StorageUnavailable(ApplyError):
@@ -122,3 +135,34 @@ class ReplicasAhead(ReplayError):
     """Replicas are behind the point already, and nothing takes them back."""
 
     default_hint = "Replay into a new directory."
+
+
+class StoreUnavailable(ApplyError):
+    """The object store does not answer, or its disk is full. Nothing is lost: the log keeps what no snapshot holds."""
+
+    disposition = Disposition.RETRY
+    default_hint = "Check that the object store of `snapshots.url` can be reached and has room; it is tried again by itself."
+
+
+class StoreMisconfigured(ApplyError):
+    """The object store refuses for good: a URL that means nothing, a bucket that is not there, rights that are missing."""
+
+    default_hint = (
+        "Correct `snapshots.url`, and give the applier rights to list, read, write and delete below it. Credentials come "
+        "from the environment, as the provider's own tools read them."
+    )
+
+
+class ManifestUnreadable(ApplyError):
+    """The newest manifest of a partition is damaged, of another log or partition, or of a newer Headrace."""
+
+    default_hint = (
+        "Upgrade the appliers if a newer Headrace wrote it. If it is damaged, remove that object: the manifest before it "
+        "holds then, and more of the log is read again."
+    )
+
+
+class Fenced(ApplyError):
+    """Another applier has claimed the partition since: whoever meets this stops writing it at once and publishes nothing."""
+
+    default_hint = "Nothing has to be done: the partition has a newer owner, which goes on with it."

@@ -1,7 +1,7 @@
 """Named points at which a fault test ends the process as SIGKILL would: nothing is flushed, closed or caught.
 
 `HEADRACE_FAILPOINT=relay.4-appended:3` kills at the third hit of that name. The names carry the step numbers of the
-crash table in docs/architecture.md. Without the variable a hit costs one comparison.
+crash tables in docs/architecture.md and docs/snapshots.md. Without the variable a hit costs one comparison.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ NAMES: Final = (
     "applier.3-applied",
     "applier.4-synced",
     "applier.5-committed",
+    "snapshot.1-stored",
+    "snapshot.2-settled",
+    "snapshot.3-published",
+    "snapshot.hydrate-cleared",
 )
 
 _name, _, _count = os.environ.get("HEADRACE_FAILPOINT", "").partition(":")

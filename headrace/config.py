@@ -82,6 +82,31 @@ class ApplyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """A replica whose SQLite WAL has more pages than this (4 KB each) is checkpointed, in the background."""
 
 
+class SnapshotsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Copies of replicas in an object store. A tenant that has changed is copied when any of the bounds is reached."""
+
+    url: str = ""
+    """A directory, or `s3://`, `gs://`, `az://` with bucket and prefix. Empty: no snapshots. Credentials come from the
+    environment, as the provider's own tools read them."""
+    options: dict[str, str] = {}
+    """Settings of the bucket's client, by obstore's names, such as `aws_region`, `aws_endpoint`. Never shown."""
+    days: Annotated[float, Meta(ge=0)] = 7.0
+    """How long a snapshot is kept after a newer one took its place: how far back in time a tenant can be taken."""
+    changes: Count = 10_000
+    """Changed rows of a tenant after which it is copied."""
+    bytes: Annotated[int, Meta(ge=65536)] = 16 << 20
+    """Bytes of a tenant's records in the log after which it is copied."""
+    age_s: Positive = 900.0
+    """How long the oldest change of a tenant may wait for a copy: what a new owner of its partition reads again."""
+    interval_s: Positive = 30.0
+    """How often an applier looks for tenants to copy, and publishes what it has."""
+    at_once: Count = 64
+    """Most copies in one such round of a partition."""
+
+    def __repr__(self) -> str:
+        return f"SnapshotsConfig(url={self.url!r}, options='***')"
+
+
 class ColumnConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"as_": "as"}):
     """How one column is stored, when not as its type says."""
 
@@ -108,6 +133,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log: LogConfig = LogConfig()
     replicas: ReplicasConfig = ReplicasConfig()
     apply: ApplyConfig = ApplyConfig()
+    snapshots: SnapshotsConfig = SnapshotsConfig()
     columns: list[ColumnConfig] = []
     run: RunConfig = RunConfig()
 

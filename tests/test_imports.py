@@ -15,6 +15,7 @@ LAYERS = ("cdc", "fanout", "appliers", "edge", "headrace")
 CONFINED = {
     "apsw": ("fanout/log/embedded", "appliers/", "edge/", "headrace/"),
     "confluent_kafka": ("fanout/log/kafka",),
+    "obstore": ("appliers/snapshots/store",),
     "appliers.worker": ("appliers/", "headrace/"),
 }
 

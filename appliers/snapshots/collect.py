@@ -1,0 +1,82 @@
+"""Which objects may be removed, and their removal: by the owner of the newest claim alone.
+
+    replicas    superseded, or named by no manifest, for longer than the retention and an hour of grace
+    manifests   never the newest; for the retention one an hour is kept, which says what the state was; before that, within
+                the hour of grace, all: somebody may be reading one
+    claims      older than the newest, after the grace
+
+The grace covers what is put and not yet named, readers of a manifest that is no longer the newest, and clocks that differ.
+Invariant: nothing that the newest manifest names is removed, nor what the owner has put and will name next (`pending`),
+nor anything whose name is not one of ours. The list of objects is read before the manifest: what is named in between is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from appliers.snapshots import claims, publish
+from appliers.snapshots.claims import Claim
+from appliers.snapshots.keys import epoch_of, is_replica, version_of
+from appliers.snapshots.manifest import Manifest
+from appliers.snapshots.store import Store, Stored
+
+GRACE_MS: Final = 3_600_000
+_BATCH: Final = 500
+
+
+class Collected(NamedTuple):
+    """What was removed. `removed` goes to `manifest.without_superseded`, for the next manifest."""
+
+    removed: list[str]
+    freed_bytes: int
+
+
+def collect(store: Store, held: Claim, retention_ms: int, now_ms: int, pending: Collection[str] = ()) -> Collected:
+    """One round for the partition; after an error it may be called again.
+
+    Raises Fenced, ManifestUnreadable, and what the store raises."""
+    objects = store.list(held.keys.root)
+    newest = publish.newest(store, held.keys)
+    if newest is None or newest.epoch != held.epoch:
+        return Collected([], 0)
+    gone = removable(objects, newest, held.epoch, retention_ms, now_ms, pending)
+    done: list[str] = []
+    for start in range(0, len(gone), _BATCH):
+        claims.check(store, held)
+        store.delete(some := gone[start : start + _BATCH])
+        done += some
+    store.sweep(held.keys.root, now_ms - GRACE_MS)
+    sizes = {stored.key: stored.size for stored in objects}
+    return Collected(done, sum(sizes[key] for key in done))
+
+
+def removable(
+    objects: Sequence[Stored], newest: Manifest, epoch: int, retention_ms: int, now_ms: int, pending: Collection[str] = ()
+) -> list[str]:
+    """The keys that may go. Pure."""
+    old, graceful = now_ms - retention_ms - GRACE_MS, now_ms - GRACE_MS
+    kept = {ref.key for ref in newest.tenants.values()} | set(pending)
+    since = {entry.key: entry.since_ms for entry in newest.superseded}
+    replicas = [
+        stored.key
+        for stored in objects
+        if is_replica(stored.key) and stored.key not in kept and max(since.get(stored.key, 0), stored.modified_ms) < old
+    ]
+    former = [stored for stored in objects if (place := version_of(stored.key)) and place < (newest.epoch, newest.version)]
+    hourly = _last_of_each_hour(former)
+    manifests = [stored.key for stored in former if stored.modified_ms < (old if stored.key in hourly else graceful)]
+    claimed = [
+        stored.key
+        for stored in objects
+        if (found := epoch_of(stored.key)) is not None and found < epoch and stored.modified_ms < graceful
+    ]
+    return [*replicas, *manifests, *claimed]
+
+
+def _last_of_each_hour(manifests: Iterable[Stored]) -> set[str]:
+    last: dict[int, Stored] = {}
+    for stored in manifests:
+        hour = stored.modified_ms // GRACE_MS
+        last[hour] = max(last.get(hour, stored), stored)
+    return {stored.key for stored in last.values()}

@@ -1,0 +1,182 @@
+"""One replica -> one object, while its writer goes on; and one object -> one replica.
+
+`take`: a second, read-only connection reads position and pages in one read transaction, so the copy is what had been
+committed at one moment; a transaction that the writer has open does not show, nor does the writer wait. SQLite's backup
+copies pages (a fifth of the time of VACUUM INTO), and would copy damage as well: `quick_check` goes before it, so that a
+damaged replica never takes a good snapshot's place. Nothing here is durable before `Store.settle`.
+
+`hydrate`: the file appears whole and checked, or not at all: length and checksum as the manifest says, then whose it is and
+its position. Its content is synced before it gets its name; the name is durable with the next barrier. Whoever calls
+it owns the partition's directory, and nobody has the old file open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import IO, Final
+
+import apsw
+import zstandard
+
+from appliers.errors import ReplicaCorrupt, ReplicaForeign, ReplicaLost, SnapshotDamaged, StorageUnavailable
+from appliers.position import TenantPosition, read_position
+from appliers.replica import recognise, storage_error
+from appliers.snapshots.claims import Claim
+from appliers.snapshots.manifest import SnapshotRef
+from appliers.snapshots.store import Store
+from cdc import failpoints
+from cdc.errors import InvariantError
+
+LEVEL: Final = 3
+_IN_MEMORY: Final = 8 << 20
+_PIECE: Final = 1 << 20
+_LEFTOVER: Final = re.compile(r"\.\d+\.(copy|hydrated)(-wal|-shm|-journal)?$")
+
+
+def take(store: Store, held: Claim, path: Path, tenant: str, *, offset: int, now_ms: int) -> SnapshotRef:
+    """Put a copy of the tenant's replica as it is now. `offset`: all of the tenant's records below it are committed in it.
+
+    Memory is bounded, whatever the replica's size; the disk needs room for it once more.
+    Raises ReplicaCorrupt, ReplicaForeign, ReplicaLost, StorageUnavailable, and what the store raises.
+    """
+    copy = path.with_suffix(f".{os.getpid()}.copy")
+    with _storage(path), tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=str(path.parent)) as packed:
+        try:
+            found = _copy(path, copy, tenant)
+            with copy.open("rb") as raw:
+                raw_bytes, checksum = _compress(raw, packed)
+        finally:
+            copy.unlink(missing_ok=True)
+        key = held.keys.replica(tenant, found.position, held.epoch, secrets.token_hex(8))
+        stored_bytes = packed.tell()
+        packed.seek(0)
+        store.put(key, packed.read() if stored_bytes <= _IN_MEMORY else packed)
+    return SnapshotRef(key, *found.position, offset, stored_bytes, raw_bytes, checksum, now_ms, found.commit_time_us)
+
+
+def hydrate(store: Store, ref: SnapshotRef, path: Path, tenant: str) -> None:
+    """Put the snapshot into the replica's place, in place of what is there.
+
+    Raises SnapshotDamaged with everything left as it was, StorageUnavailable, and what the store raises.
+    """
+    temporary = path.with_suffix(f".{os.getpid()}.hydrated")
+    with _storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                _unpack(store, ref, file)
+                file.flush()
+                os.fsync(file.fileno())
+            _verify(temporary, ref, tenant)
+            # in this order: a database without its WAL may be damaged, and a WAL is replayed into whatever has its name.
+            # A crash in between leaves no replica, and the snapshot is there
+            path.unlink(missing_ok=True)
+            for suffix in ("-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            failpoints.hit("snapshot.hydrate-cleared")
+            temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """What copies and hydrations that were killed have left in a partition's directory; its owner calls this first."""
+    with _storage(directory):
+        for path in directory.iterdir() if directory.is_dir() else ():
+            if _LEFTOVER.search(path.name):
+                path.unlink(missing_ok=True)
+
+
+def _copy(path: Path, copy: Path, tenant: str) -> TenantPosition:
+    """The replica's committed content at one moment -> a file; answers the position in it."""
+    if not path.exists():
+        raise ReplicaLost("The replica's file is gone, and the rows that were in it", path=str(path))
+    copy.unlink(missing_ok=True)
+    flags = apsw.SQLITE_OPEN_READONLY
+    with closing(apsw.Connection(str(path), flags=flags)) as source, closing(apsw.Connection(str(copy))) as target:
+        source.set_busy_timeout(10_000)
+        source.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        source.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+        with source:
+            if not recognise(source, path, tenant):
+                raise InvariantError("A snapshot was asked of a replica that has had no commit", path=str(path))
+            found = read_position(source)
+            if source.execute("pragma quick_check(1)").get != "ok":
+                raise ReplicaCorrupt("SQLite finds the replica damaged", path=str(path))
+            target.pragma("synchronous", "off")
+            target.pragma("journal_mode", "off")
+            with target.backup("main", source, "main") as backup:
+                backup.step(-1)
+    return found
+
+
+def _compress(raw: IO[bytes], packed: IO[bytes]) -> tuple[int, bytes]:
+    """Answers the raw size and the checksum of what was written."""
+    size = os.fstat(raw.fileno()).st_size
+    digest = hashlib.blake2b(digest_size=32)
+    compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
+    for piece in compressor.read_to_iter(raw, size=size, read_size=_PIECE, write_size=_PIECE):
+        digest.update(piece)
+        packed.write(piece)
+    return size, digest.digest()
+
+
+def _unpack(store: Store, ref: SnapshotRef, file: IO[bytes]) -> None:
+    pieces = store.read(ref.key)
+    if pieces is None:
+        raise _damaged("The snapshot is not in the object store", ref)
+    digest = hashlib.blake2b(digest_size=32)
+    stored = raw = 0
+    try:
+        unpacker = zstandard.ZstdDecompressor().decompressobj()
+        for piece in pieces:
+            stored += len(piece)
+            digest.update(piece)
+            for start in range(0, len(piece), _PIECE):
+                out = unpacker.decompress(piece[start : start + _PIECE])
+                raw += len(out)
+                if raw > ref.raw_bytes:
+                    raise _damaged("The snapshot is longer than what was stored", ref)
+                file.write(out)
+    except zstandard.ZstdError:
+        raise _damaged("The snapshot cannot be decompressed", ref) from None
+    if (stored, raw, digest.digest()) != (ref.stored_bytes, ref.raw_bytes, ref.checksum):
+        raise _damaged("The snapshot is not what was stored: another length or checksum", ref)
+
+
+def _verify(temporary: Path, ref: SnapshotRef, tenant: str) -> None:
+    """That it is a replica, this tenant's, at the position that the manifest says."""
+    try:
+        name = f"{temporary.absolute().as_uri()}?immutable=1"
+        with closing(apsw.Connection(name, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)) as conn:
+            named, found = recognise(conn, temporary, tenant), read_position(conn)
+    except ReplicaForeign as error:
+        raise _damaged(f"The snapshot is no replica of this tenant's: {error.message}", ref, error.hint) from None
+    except (apsw.NotADBError, apsw.CorruptError, apsw.SQLError):
+        raise _damaged("The snapshot is no replica", ref) from None
+    if not named or found.position != ref.position:
+        raise _damaged("The snapshot is not at the position that the manifest says", ref)
+
+
+def _damaged(message: str, ref: SnapshotRef, hint: str = "") -> SnapshotDamaged:
+    return SnapshotDamaged(message, hint=hint, key=ref.key, position=ref.position)
+
+
+@contextmanager
+def _storage(path: Path) -> Iterator[None]:
+    """The disk's and SQLite's errors, by the replica's rules."""
+    try:
+        yield
+    except apsw.SQLError as error:
+        raise ReplicaForeign("An SQLite database that is not a replica", path=str(path)) from error
+    except apsw.Error as error:
+        raise storage_error(error, path) from error
+    except OSError as error:
+        raise StorageUnavailable(f"The replica's file: {error.strerror}", path=str(path)) from error
