@@ -179,7 +179,7 @@ def test_a_transaction_that_is_half_done_moves_whole(site: Site) -> None:
 
 
 def test_a_transaction_that_takes_longer_than_the_poll_interval(kafka: str, tmp_path: Path) -> None:
-    """A batch is applied for several times max.poll.interval.ms, in one SQLite transaction: no partition is lost, so no record
+    """A batch takes several times max.poll.interval.ms, in one SQLite transaction: no partition is lost, so no record
     comes twice."""
     quick = {"session.timeout.ms": "1000", "heartbeat.interval.ms": "200", "max.poll.interval.ms": "1000"}
     site = Site(logs.kafka(kafka, kafka=quick), tmp_path)
