@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,9 +27,9 @@ from tests.conftest import Database
 from tests.end_to_end.oracle import TornWatcher, assert_replicas_equal, wait_until
 from tests.faults.pipeline import PARTITIONS, Pipeline, Stage
 from tests.faults.traffic import BROKEN, BROKEN_SHARED
-from tests.kafka_broker import KafkaBroker
+from tests.kafka_broker import KafkaBroker, what_kafka_lacks
 
-pytestmark = [pytest.mark.faults]
+pytestmark = [pytest.mark.faults, pytest.mark.kafka]
 
 KILLS = int(os.environ.get("HEADRACE_KILLS", "3"))
 FAULTS: Final = ("away", "stopped", "broker", "killed", "restarted")
@@ -203,11 +204,18 @@ def _replicas_open(pid: int) -> Iterator[str]:
         return
 
 
-@pytest.fixture
-def broker(new_kafka: Callable[[], KafkaBroker]) -> KafkaBroker:
-    made = new_kafka()
-    made.start()
-    return made
+@pytest.fixture(scope="module")
+def broker() -> Iterator[KafkaBroker]:
+    """One of this module's own, to be restarted."""
+    if lacks := what_kafka_lacks():
+        pytest.skip(lacks)
+    with tempfile.TemporaryDirectory(prefix="kafka-") as directory:
+        made = KafkaBroker(Path(directory))
+        try:
+            made.start()
+            yield made
+        finally:
+            made.stop()
 
 
 @pytest.fixture

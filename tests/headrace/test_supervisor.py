@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from headrace.supervisor import FIRST_PAUSE_S, HEALTHY_S, Backoff
+from headrace.supervisor import FIRST_PAUSE_S, HEALTHY_S, Backoff, children
 from tests.conftest import Database
 from tests.end_to_end.oracle import Table, assert_replicas_equal, wait_until
 
@@ -202,6 +202,15 @@ def test_an_error_that_a_restart_does_not_cure_stops_everything(start: Callable[
     assert "headrace setup" in "".join(run.other)
     assert not run.found("restarting")
     assert all(ended(run.pid(child)) for child in CHILDREN)
+
+
+def test_members_of_a_group_have_names_of_their_own() -> None:
+    """Each applier of a machine keeps its name from life to life; without a group it keeps its share."""
+    relay, members = children(None, 2, "info", "mill-7")
+    assert [child.name for child in (*relay, *members)] == ["relay", "applier mill-7-1", "applier mill-7-2"]
+    assert [child.arguments[:3] for child in members] == [("applier", "--instance", f"mill-7-{n}") for n in (1, 2)]
+    _, shares = children(None, 2, "info")
+    assert [child.arguments[:3] for child in shares] == [("applier", "--share", f"{n}/2") for n in (1, 2)]
 
 
 def test_pauses_double_up_to_the_longest_and_a_healthy_minute_forgets_them() -> None:
