@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient
 
 from fanout.errors import LogError, LogReplaced, MemberReplaced
 from fanout.log import BEGINNING, Change, LogConfig, LogMember, Moved, Record, open_member, open_writer
+from tests.end_to_end.oracle import wait_until
 from tests.fanout import logs
 from tests.fanout.logs import PARTITIONS
 
@@ -119,6 +120,23 @@ def test_who_does_not_let_go_in_time_loses(join: Callable[[str], Member]) -> Non
     drive(lambda: len(two.owned) == 2, one, two)
     assert [change.kind for change in one.changes[-2:]] == [Moved.REVOKED, Moved.LOST]
     assert one.changes[-1].partitions == one.changes[-2].partitions == tuple(sorted(two.owned))
+
+
+def test_a_partition_that_went_and_came_while_the_caller_was_busy(config: LogConfig, join: Callable[[str], Member]) -> None:
+    """7: what the caller says of the partition that it had is not taken for the one that it has again."""
+    write(config, b"1")
+    one = join("one")
+    wait_until(lambda: one.log.fetch(1, 1, 0.0) == [] and one.log.changes(), "all are assigned")
+    with open_member(config, "two") as log:
+        two = Member(log)
+        drive(lambda: len(two.owned) == 2, two)
+    time.sleep(4)  # the other one's session ends meanwhile, and what it had comes back
+    one.log.assign(dict.fromkeys(ALL, BEGINNING))
+    drive(lambda: len(one.changes) == 3 and len(one.records) == PARTITIONS, one)
+    assert [change.kind for change in one.changes] == [Moved.REVOKED, Moved.LOST, Moved.ASSIGNED]
+    write(config, b"2")
+    drive(lambda: all(one.values(p)[-1:] == [b"2"] for p in ALL), one)
+    assert [one.values(p) for p in ALL] == [[b"1", b"2"]] * PARTITIONS
 
 
 def test_a_slow_caller_keeps_its_partitions(config: LogConfig, join: Callable[[str], Member]) -> None:

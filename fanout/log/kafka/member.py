@@ -51,8 +51,10 @@ class KafkaMember(Questions):
         self._ready_bytes = 0
         self._changes: list[Change] = []
         self._number = 0
-        self._assigned: set[int] = set()
-        """By the group, and not taken away."""
+        self._told = 0
+        """The number of the last change that the caller knows of."""
+        self._assigned: dict[int, int] = {}
+        """By the group, and not taken away: by which change."""
         self._reading: set[int] = set()
         """Of these, those that the consumer has been told to read."""
         self._leaving: set[int] = set()
@@ -76,12 +78,16 @@ class KafkaMember(Questions):
     def assign(self, offsets: Mapping[int, int]) -> None:
         starts = self._starts(offsets)
         with self._lock:
-            self._starting.update({place.partition: place for place in starts if place.partition in self._assigned})
+            for place in starts:
+                # one that went, and came again, is begun when the caller has heard of both
+                if self._assigned.get(place.partition, self._told + 1) <= self._told:
+                    self._starting[place.partition] = place
         self._orders.set()
 
     def changes(self) -> Sequence[Change]:
         with self._lock:
             taken, self._changes = self._changes, []
+            self._told = self._number
         return taken
 
     def release(self, partitions: Iterable[int]) -> None:
@@ -160,6 +166,7 @@ class KafkaMember(Questions):
                 self._obey()
                 self._wait_for_room()
                 self._poll()
+            self._show()
         except HeadraceError as error:
             failure = error
         except KafkaException as error:
@@ -262,9 +269,9 @@ class KafkaMember(Questions):
         with self._lock:
             self._number += 1
             if kind is Moved.ASSIGNED:
-                self._assigned.update(partitions)
+                self._assigned.update(dict.fromkeys(partitions, self._number))
             elif kind is Moved.LOST:
-                self._assigned.difference_update(partitions)
+                self._drop(partitions)
                 self._reports = {p: offset for p, offset in self._reports.items() if p in self._assigned}
             self._changes.append(Change(self._number, kind, partitions, deadline))
         self._ring()
@@ -283,8 +290,12 @@ class KafkaMember(Questions):
             gone = {place.partition for place in places}
             read = [place for place in places if place.partition in self._reading]
             self._reading -= gone
-            self._assigned -= gone
+            self._drop(gone)
         consumer.incremental_unassign(read)
+
+    def _drop(self, partitions: Iterable[int]) -> None:
+        for partition in partitions:
+            self._assigned.pop(partition, None)
 
     def _reported(self, error: KafkaError | None, _: Sequence[TopicPartition]) -> None:
         if error is not None:  # the next report makes it good, ours or that of whoever has the partition by now
