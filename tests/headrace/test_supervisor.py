@@ -140,6 +140,26 @@ def test_a_killed_child_is_started_again_and_replication_goes_on(
 
 
 @pytest.mark.faults
+@pytest.mark.kafka
+def test_the_appliers_of_a_machine_can_be_members_of_a_group(
+    start: Callable[..., Run], database: Database, tmp_path: Path, kafka: str
+) -> None:
+    """With `apply.group` Kafka shares the partitions among them; one that is killed has its own back when it lives again."""
+    config = tmp_path / "headrace.toml"
+    on_kafka = f'log = {{kind = "kafka", bootstrap = "{kafka}", topic = "{database.name}", '
+    text = config.read_text().replace("log = {", on_kafka)
+    config.write_text(text.replace("apply = {", 'apply = {group = true, instance = "mill", '))
+    run = start()
+    wait_until_equal(database, tmp_path / ".headrace/replicas")
+    os.kill(run.pid("applier mill-1"), signal.SIGKILL)
+    with database.connect() as conn:
+        conn.execute("insert into notes select 'tenant-' || n % 10, n, 'streamed' from generate_series(101, 200) n")
+    assert run.pid("applier mill-1", life=2)
+    wait_until_equal(database, tmp_path / ".headrace/replicas")
+    assert run.end() == 0
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_relay_is_stopped_before_the_appliers(
     start: Callable[..., Run], database: Database, tmp_path: Path, number: signal.Signals
