@@ -63,6 +63,11 @@ class Group:
     def status(self, name: str) -> dict[str, Any]:
         return self.pipeline.status(f"applier-{name}")
 
+    def works(self, name: str) -> bool:
+        """Whether it has opened the log and its directory, and reads."""
+        status = self.status(name)
+        return (status.get("pid"), status.get("phase")) == (self.members[name].process.pid, "applying")
+
     def owned(self, name: str) -> set[int]:
         """What a member that runs tells that it has; a member that was stopped tells what it had."""
         return {place["partition"] for place in self.status(name).get("places", ())}
@@ -277,6 +282,7 @@ def _hurt(group: Group, name: str, fault: str, broker: KafkaBroker) -> None:
             time.sleep(PAST_SESSION_S)
             stage.signal(signal.SIGCONT)
         case "restarted":
+            wait_until(lambda: group.works(name), f"{name} works")  # before, a signal would just kill it
             stage.stop()
             group.start(name)
         case "broker":
