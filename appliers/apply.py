@@ -299,6 +299,8 @@ class Replica:
             return
         with self._rolled_back():
             if not self._is_next(_Part(at, record.relay, record.number, True, partition, offset)):
+                if self._open is None:
+                    self._commit()  # another process was here before us: it may need the file again
                 return
             here = migration.shapes(self._conn)
             for plan in map(self._catalog.plan, record.schemas):
