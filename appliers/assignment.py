@@ -1,4 +1,4 @@
-"""Which partitions an applier owns. In this version: a fixed share, `number/count`, of the log's partitions.
+"""Which partitions an applier owns when no group decides it (`appliers.ownership`): a fixed share, `number/count`.
 
 Invariant: the shares of one count are disjoint and cover every partition; `appliers.state` locks each partition as well,
 so that a share started twice is an error and not two writers.

@@ -63,11 +63,15 @@ class Barrier:
         failpoints.hit("applier.4-synced")
         return done
 
-    def wait(self) -> None:
-        """Until the running one has finished; `finished` then answers."""
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Until the running one has finished; `finished` then answers. False when the time is over."""
         if self.running:
-            done = self._done.get()
+            try:
+                done = self._done.get(timeout=timeout_s)
+            except queue.Empty:
+                return False
             self._done.put(done)
+        return True
 
     def _work(self) -> None:
         while (offsets := self._todo.get()) is not None:

@@ -44,7 +44,7 @@ class Catalog:
     def note_schema(self, schema: Schema) -> bool:
         """A Schema record; False when it says nothing new."""
         before = self._schemas.get(schema.digest)
-        if before is not None and _place(before) >= _place(schema):
+        if before is not None and place_of(before) >= place_of(schema):
             return False
         oid = schema.relation.oid
         newest = self._newest.get(oid)
@@ -53,9 +53,9 @@ class Catalog:
             return False  # said again
         self._schemas[schema.digest] = schema
         self._plans.pop(schema.digest, None)
-        if newest is None or _place(newest) <= _place(schema):
+        if newest is None or place_of(newest) <= place_of(schema):
             self._newest[oid] = schema
-        self._moved(_place(schema))
+        self._moved(place_of(schema))
         return True
 
     def note_facts(self, generation: int, commit_lsn: int, tables: Iterable[TableFacts]) -> bool:
@@ -100,7 +100,9 @@ class Catalog:
     def is_there(self, oid: int) -> bool:
         """Whether the source has the table, in the newest generation, as far as is known."""
         newest = self._newest.get(oid)
-        return newest is not None and newest.generation == self.place[0] and _place(newest) > self._dropped.get(oid, _NEVER)
+        return (
+            newest is not None and newest.generation == self.place[0] and place_of(newest) > self._dropped.get(oid, _NEVER)
+        )
 
     def dropped_at(self, oid: int) -> Place | None:
         """Where the log told that the table is no more; None when it is there, or was never told of."""
@@ -111,7 +113,7 @@ class Catalog:
         there = [schema for oid, schema in self._newest.items() if self.is_there(oid)]
         # of two with one name, the older is dropped, or called otherwise, as somebody is about to tell; but tenants' own
         # tables have the same name rightly
-        named = {(s.name, "" if s.tenant_column else s.relation.schema): s for s in sorted(there, key=_place)}
+        named = {(s.name, "" if s.tenant_column else s.relation.schema): s for s in sorted(there, key=place_of)}
         return [self.plan(s.digest) for s in named.values() if (s.shared if shared else s.tenants)]
 
     def belongs(self, oid: int, *, shared: bool) -> bool:
@@ -119,5 +121,6 @@ class Catalog:
         return self.is_there(oid) and (self._newest[oid].shared if shared else self._newest[oid].tenants)
 
 
-def _place(schema: Schema) -> Place:
+def place_of(schema: Schema) -> Place:
+    """Where the log told of it."""
     return schema.generation, schema.commit_lsn, schema.number

@@ -19,6 +19,7 @@ class Checkpointer:
     def __init__(self) -> None:
         self._todo: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
         self._waiting: set[Path] = set()
+        self._working = threading.Lock()
         self._failed: queue.SimpleQueue[tuple[Path, apsw.Error]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
         self._thread.start()
@@ -29,30 +30,40 @@ class Checkpointer:
             self._waiting.add(path)
             self._todo.put(path)
 
+    def forget(self, directory: Path) -> None:
+        """Leave the files of this directory alone from now on; when this returns, none of them is being written."""
+        with self._working:
+            self._waiting = {path for path in self._waiting if path.parent != directory}
+
     def failure(self) -> tuple[Path, apsw.Error] | None:
         """A checkpoint that failed for another reason than a busy file; the WAL it left is whole."""
         return None if self._failed.empty() else self._failed.get()
 
     def _work(self) -> None:
         while (path := self._todo.get()) is not None:
-            self._waiting.discard(path)
+            with self._working:
+                if path in self._waiting:
+                    self._waiting.discard(path)
+                    self._checkpoint(path)
+
+    def _checkpoint(self, path: Path) -> None:
+        try:
+            conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
             try:
-                conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
-                try:
-                    conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-                    # until a connection has read, SQLite does not know that the file has a WAL, and does nothing
-                    conn.execute("select 1 from sqlite_schema limit 1").fetchall()
-                    conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-                finally:
-                    conn.close()
-            except apsw.BusyError:
-                # someone recovers or checkpoints this file at this moment; it is put again when it has grown
-                continue
-            except apsw.CantOpenError as error:
-                if path.exists():  # one that was removed has nothing to be moved; the worker finds that out
-                    self._failed.put((path, error))
-            except apsw.Error as error:
+                conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+                # until a connection has read, SQLite does not know that the file has a WAL, and does nothing
+                conn.execute("select 1 from sqlite_schema limit 1").fetchall()
+                conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            finally:
+                conn.close()
+        except apsw.BusyError:
+            # someone recovers or checkpoints this file at this moment; it is put again when it has grown
+            return
+        except apsw.CantOpenError as error:
+            if path.exists():  # one that was removed has nothing to be moved; the worker finds that out
                 self._failed.put((path, error))
+        except apsw.Error as error:
+            self._failed.put((path, error))
 
     def close(self) -> None:
         """Finish what waits, and end."""

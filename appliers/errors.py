@@ -85,7 +85,7 @@ class StorageUnavailable(ApplyError):
 class PartitionInUse(ApplyError):
     """Another applier writes this partition's replicas."""
 
-    default_hint = "Give each applier of one directory its own `--share`, such as 1/2 and 2/2."
+    default_hint = "Give each applier of one directory its own `--share`, such as 1/2 and 2/2, or set `apply.group`."
 
 
 class StateForeign(ApplyError):

@@ -25,10 +25,10 @@ _PAUSE_S: Final = 0.1
 class Follower:
     """Which replica is next, and how far each partition is. Opens nothing itself."""
 
-    def __init__(self, catalog: Catalog, followed: Mapping[int, Place], names: Callable[[int], Iterable[str]]) -> None:
-        """`followed`: as saved. `names`: partition -> the tenants that have a replica in it."""
+    def __init__(self, catalog: Catalog, names: Callable[[int], Iterable[str]]) -> None:
+        """`names`: partition -> the tenants that have a replica in it."""
         self._catalog = catalog
-        self._followed = dict(followed)
+        self._followed: dict[int, Place] = {}
         self._unsaved: dict[int, Place] = {}
         self._names = names
         self._partition: int | None = None
@@ -36,6 +36,22 @@ class Follower:
         self._queue: deque[str] = deque()
         self._later: list[str] = []
         self._not_before = 0.0
+
+    def load(self, partitions: Iterable[int], followed: Mapping[int, Place]) -> None:
+        """These came. `followed`: as saved, of all."""
+        for partition in (*partitions, SHARED_PARTITION):
+            place = followed.get(partition)
+            if place is not None:
+                self._followed[partition] = place
+
+    def forget(self, partition: int) -> None:
+        """The partition went, with the replicas that were to be looked at."""
+        self._followed.pop(partition, None)
+        self._unsaved.pop(partition, None)
+        if self._partition == partition:
+            self._partition = self._target = None
+            self._queue.clear()
+            self._later.clear()
 
     def copied(self, partition: PartitionState, commit_lsn: int) -> None:
         """The copy of its generation is whole; in the first one no replica is older than the changes there are, unless
@@ -86,7 +102,8 @@ class Follower:
 
     def _wanting(self, partitions: Iterable[int]) -> list[int]:
         place = self._catalog.place
-        return [p for p in (*partitions, SHARED_PARTITION) if self._followed.get(p, ()) < place]
+        ours = [*partitions]
+        return [p for p in (*ours, *([SHARED_PARTITION] if ours else [])) if self._followed.get(p, ()) < place]
 
     def _may_go_on(self, partitions: Mapping[int, PartitionState]) -> bool:
         """Whether what is told of the tables by now, maybe in another partition, is not ahead of the one at hand."""

@@ -34,6 +34,10 @@ class Marks:
         """All that stands below the state's offset has been applied; what is known of the partition beside that is over."""
         self._marks[state.partition] = deque([_Mark(state.offset - 1, state.lsn, state.time_us)])
 
+    def forget(self, partition: int) -> None:
+        """The partition went."""
+        self._marks.pop(partition, None)
+
     def note(self, partition: int, offset: int, lsn: int, time_us: int) -> None:
         """A Progress record was applied."""
         marks = self._marks[partition]

@@ -12,7 +12,7 @@ A new generation copies every row afresh, so what was noted in an older one dema
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from appliers.errors import ReplicaLost
@@ -33,8 +33,17 @@ class Roster:
 
     def note(self, name: str, generation: int) -> None:
         """The replica is there, and belongs to this generation."""
-        if self._known.get(name) != generation:
+        if self._known.get(name, -1) < generation:
             self._known[name] = self._unsaved[name] = generation
+
+    def add(self, saved: Mapping[str, int]) -> None:
+        """A partition came, of which the state has these."""
+        self._known.update(saved)
+
+    def forget(self, is_gone: Callable[[str], bool]) -> None:
+        """Partitions went: what was not saved of theirs is not saved by us any more."""
+        self._known = {name: generation for name, generation in self._known.items() if not is_gone(name)}
+        self._unsaved = {name: generation for name, generation in self._unsaved.items() if not is_gone(name)}
 
     def take_unsaved(self) -> dict[str, int]:
         """What was noted since the last call; whoever takes it saves it with the offsets that were reached by now."""

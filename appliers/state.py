@@ -23,7 +23,7 @@ from typing import Any, Final
 import apsw
 import msgspec
 
-from appliers.catalog import Catalog, Place
+from appliers.catalog import Catalog, Place, place_of
 from appliers.errors import PartitionInUse, StateForeign, StorageUnavailable
 from appliers.place import partition_directory
 from cdc.facts import TableFacts
@@ -146,7 +146,7 @@ class State:
     def __init__(self, root: Path, log_identity: str, partitions: int) -> None:
         """Open or make it. Raises StateForeign, StorageUnavailable, LogReplaced, PartitionCountChanged."""
         self.root = root
-        self._locks: list[int] = []
+        self._locks: dict[int, int] = {}
         self._path = path = root / "state.db"
         with _translated(path):
             root.mkdir(parents=True, exist_ok=True)
@@ -172,13 +172,25 @@ class State:
             raise LogReplaced("The replicas were written from another log", path=str(root))
 
     def own(self, partitions: Iterable[int]) -> None:
-        """Lock these partitions' directories until `close`, all or none. Raises PartitionInUse, StorageUnavailable."""
+        """Lock these partitions' directories, all or none. Raises PartitionInUse, StorageUnavailable."""
+        for partition in partitions:
+            if not self.try_own(partition):
+                self.close()
+                raise PartitionInUse("Another applier writes this partition", partition=partition)
+
+    def try_own(self, partition: int) -> bool:
+        """Lock the partition's directory until `disown` or `close`; False while another process has it."""
         try:
-            for partition in partitions:
-                self._locks.append(lock_partition(self.root, partition))
-        except BaseException:
-            self.close()
-            raise
+            self._locks[partition] = lock_partition(self.root, partition)
+        except PartitionInUse:
+            return False
+        return True
+
+    def disown(self, partition: int) -> None:
+        """Let it go, if we have it."""
+        fd = self._locks.pop(partition, None)
+        if fd is not None:
+            os.close(fd)
 
     def load_catalog(self, catalog: Catalog) -> None:
         """Everything that was saved of the tables."""
@@ -191,23 +203,38 @@ class State:
                 catalog.note_dropped(Dropped(generation, commit_lsn, number, [oid]))
 
     def save_schema(self, schema: Schema) -> None:
-        """A Schema record that said something new."""
-        self._write(
-            "insert or replace into schemas values (?, ?, ?)",
-            (schema.digest, schema.generation, msgspec.msgpack.encode(schema)),
-        )
+        """A Schema record that said something new; to us: another applier of this directory may know a newer one."""
+        with _translated(self._path):
+            self._conn.execute("begin immediate")
+            with contextlib.ExitStack() as ending:
+                ending.callback(self._conn.execute, "commit")
+                known = self._conn.execute("select body from schemas where digest = ?", (schema.digest,)).get
+                if known is None or place_of(msgspec.msgpack.decode(known, type=Schema)) <= place_of(schema):
+                    self._conn.execute(
+                        "insert or replace into schemas values (?, ?, ?)",
+                        (schema.digest, schema.generation, msgspec.msgpack.encode(schema)),
+                    )
 
     def save_facts(self, generation: int, commit_lsn: int, tables: list[TableFacts]) -> None:
         """A Catalog record that said something new."""
         self._write(
-            "insert or replace into facts values (1, ?, ?, ?)", (generation, commit_lsn, msgspec.msgpack.encode(tables))
+            "insert into facts values (1, ?, ?, ?) on conflict (id) do update"
+            " set (generation, commit_lsn, body) = (excluded.generation, excluded.commit_lsn, excluded.body)"
+            " where (excluded.generation, excluded.commit_lsn) > (facts.generation, facts.commit_lsn)",
+            (generation, commit_lsn, msgspec.msgpack.encode(tables)),
         )
 
     def save_dropped(self, dropped: Dropped) -> None:
         """A Dropped record that said something new."""
         for oid in dropped.oids:
             place = (dropped.generation, dropped.commit_lsn, dropped.number)
-            self._write("insert or replace into dropped values (?, ?, ?, ?)", (oid, *place))
+            self._write(
+                "insert into dropped values (?, ?, ?, ?) on conflict (oid) do update"
+                " set (generation, commit_lsn, number) = (excluded.generation, excluded.commit_lsn, excluded.number)"
+                " where (excluded.generation, excluded.commit_lsn, excluded.number)"
+                " > (dropped.generation, dropped.commit_lsn, dropped.number)",
+                (oid, *place),
+            )
 
     def followed(self) -> dict[int, Place]:
         """Partition -> the place in the log up to which its replicas have followed."""
@@ -238,7 +265,11 @@ class State:
 
         Called behind the barrier only. Raises StorageUnavailable, as all that writes here."""
         with _translated(self._path), self._conn:
-            self._conn.executemany("insert or replace into replicas values (?, ?, ?)", replicas)
+            self._conn.executemany(
+                "insert into replicas values (?, ?, ?) on conflict (tenant) do update"
+                " set generation = max(generation, excluded.generation)",
+                replicas,
+            )
             self._conn.executemany(
                 "insert or replace into partitions values (?, ?, ?, ?, ?, ?)",
                 [(s.partition, s.offset, s.generation, int(s.ready), s.lsn, s.time_us) for s in states.values()],
@@ -263,7 +294,7 @@ class State:
 
     def close(self) -> None:
         """Let the partitions go."""
-        for fd in self._locks:
+        for fd in self._locks.values():
             os.close(fd)
         self._locks.clear()
         self._conn.close()

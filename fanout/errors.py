@@ -6,6 +6,7 @@ LogError                   Kafka or the embedded log
   LogUnavailable           (retry) broker down, connection cut
     LogMissing             (retry) its relay has never run
   LogInUse LogTrimmed LogReplaced PartitionCountChanged RecordTooLarge DeliveryFailed EnvelopeUnknown LogCorrupt
+  MemberReplaced
 """
 
 from __future__ import annotations
@@ -104,3 +105,9 @@ class LogCorrupt(LogError):
     """The embedded log's file is not a log of ours or is damaged."""
 
     default_hint = "Move `log.path` away and start over with `headrace relay --new-generation`, or restore it."
+
+
+class MemberReplaced(LogError):
+    """Another process has joined the group under this member's name: the partitions are its own now."""
+
+    default_hint = "Give each applier its own `--instance`. If the other one is meant to take its place, all is well."

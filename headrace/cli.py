@@ -6,6 +6,7 @@ answer: as tables for people, as one JSON document with --json. Errors are one p
 from __future__ import annotations
 
 import enum
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -60,18 +61,33 @@ def relay(
 @app.command()
 def applier(
     config: ConfigOption = None,
-    share: Annotated[str, typer.Option(help="Which share of the partitions: number/count.")] = "1/1",
+    share: Annotated[
+        str | None, typer.Option(help="Which share of the partitions: number/count. Without, all.", show_default=False)
+    ] = None,
+    instance: Annotated[
+        str | None, typer.Option(help="With `apply.group`: the name in the group, in place of `apply.instance`.")
+    ] = None,
     log_level: LogLevelOption = LogLevel.INFO,
 ) -> None:
-    """Apply the log to the replicas of a share of the partitions."""
-    from headrace.stages import run_applier
+    """Apply the log to the replicas of a share of the partitions, or of those that the group gives."""
+    from headrace.stages import run_applier, run_member
 
     output.configure_logging(level=log_level, stage="applier")
+    loaded = load(config)
+    if loaded.apply.group and share is not None:
+        raise typer.BadParameter("with `apply.group` the group gives the partitions", param_hint="--share")
+    if not loaded.apply.group and instance is not None:
+        raise typer.BadParameter("only members of a group have a name: set `apply.group`", param_hint="--instance")
+    if loaded.apply.group:
+        if instance is not None and not re.fullmatch("[A-Za-z0-9._-]{1,200}", instance):
+            raise typer.BadParameter("letters, digits, `.`, `_` and `-` only", param_hint="--instance")
+        run_member(loaded, instance or loaded.instance())
+        return
     try:
-        parsed = Share.parse(share)
+        parsed = Share.parse(share or "1/1")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    run_applier(load(config), parsed)
+    run_applier(loaded, parsed)
 
 
 @app.command()
@@ -87,7 +103,7 @@ def run(
 
     output.configure_logging(level=log_level, stage="supervisor")
     loaded = load(config)
-    groups = children(config, loaded.apply.appliers, log_level)
+    groups = children(config, loaded.apply.appliers, log_level, loaded.instance() if loaded.apply.group else None)
     supervise(groups, longest_pause_s=loaded.run.retry_s, stop_s=stop_timeout)
 
 

@@ -9,6 +9,8 @@ An error names the file and the path of the value (`$.apply.batch_records`). Sec
 from __future__ import annotations
 
 import os
+import re
+import socket
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +63,7 @@ class ReplicasConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Where the tenants' SQLite files are."""
 
     path: str = ".headrace/replicas"
-    """The directory. One applier (`--share`) writes each partition in it."""
+    """The directory. One applier at a time writes each partition in it."""
     warm: Count = 2000
     """Replicas kept open for writing by one applier: three file descriptors (fewer replicas where `ulimit -Hn` allows
     fewer files) and about 100 KB each."""
@@ -72,6 +74,12 @@ class ApplyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     appliers: Count = 1
     """Applier processes that `headrace run` starts; each takes its share of the partitions."""
+    group: bool = False
+    """Appliers are a Kafka consumer group, on any number of machines: partitions move to those that live, a dead one's
+    within `session.timeout.ms` of `log.kafka`. Without, each has a fixed share. Needs `log.kind = "kafka"`."""
+    instance: Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{0,200}$")] = ""
+    """The name of this machine's applier in the group, no other's; empty: the host name. `headrace run` adds a number. Under
+    the same name a restarted applier gets the same partitions, and nothing moves."""
     batch_records: Count = 20_000
     """Most records in one batch. Larger batches put more rows into one commit; a batch is never waited for."""
     batch_bytes: Annotated[int, Meta(ge=65536)] = 32 << 20
@@ -136,6 +144,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     snapshots: SnapshotsConfig = SnapshotsConfig()
     columns: list[ColumnConfig] = []
     run: RunConfig = RunConfig()
+
+    def __post_init__(self) -> None:
+        # ValueError: msgspec turns it into a ValidationError that names the file
+        if self.apply.group and self.log.kind != "kafka":
+            raise ValueError('`apply.group` needs a log with groups: set `log.kind = "kafka"`, or leave it out')
+
+    def instance(self) -> str:
+        """The name of an applier of this machine in the group."""
+        return self.apply.instance or re.sub("[^A-Za-z0-9._-]", "-", socket.gethostname())[:200]
 
     def dsn(self) -> str:
         """The connection string, wherever it comes from. Raises ConfigError when there is none."""

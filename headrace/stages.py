@@ -1,4 +1,5 @@
-"""One stage as one process: the relay, or an applier with its share. Joins configuration, log, signals and retries.
+"""One stage as one process: the relay, an applier with its share, or one of a group. Joins configuration, log, signals and
+retries.
 
 An error with disposition `retry` is waited out with growing pauses and the stage starts over from what the log and the
 replicas know; any other ends the process with the error's own words. SIGTERM and SIGINT end it in order.
@@ -23,7 +24,7 @@ import structlog
 from appliers.assignment import Share
 from appliers.worker import Worker, WorkerOptions
 from cdc.errors import Disposition, HeadraceError, MessageUncertain, SourceConfused
-from fanout.log import open_reader, open_writer
+from fanout.log import open_member, open_reader, open_writer
 from fanout.log.wakeup import Signal
 from fanout.relay import Relay, RelayOptions, RelayStatus
 from fanout.tenancy import Tenancy
@@ -164,10 +165,33 @@ def warm_replicas(wanted: int, files: int) -> int:
 
 
 def run_applier(config: Config, share: Share) -> None:
-    """One applier, until a signal. Raises HeadraceError."""
+    """One applier with a fixed share, until a signal. Raises HeadraceError."""
     name = f"applier-{share.number}of{share.count}"
     status_file = StatusFile(Path(config.run.path), name, stage="applier", share=str(share))
-    options = WorkerOptions(
+    options = _worker_options(config)
+
+    def attempt(run: Callable[[Stage], None]) -> None:
+        with open_reader(config.log) as reader:
+            partitions: Sequence[int] = share.partitions(reader.partitions)
+            run(Worker(options, reader, partitions, status_file.write))
+
+    Runner(config.run.retry_s, status_file).run(attempt)
+
+
+def run_member(config: Config, instance: str) -> None:
+    """One applier of the group, called `instance`, until a signal. Raises HeadraceError."""
+    status_file = StatusFile(Path(config.run.path), f"applier-{instance}", stage="applier")
+    options = _worker_options(config)
+
+    def attempt(run: Callable[[Stage], None]) -> None:
+        with open_member(config.log, instance) as member:
+            run(Worker(options, member, on_status=status_file.write, member=member))
+
+    Runner(config.run.retry_s, status_file).run(attempt)
+
+
+def _worker_options(config: Config) -> WorkerOptions:
+    return WorkerOptions(
         root=Path(config.replicas.path),
         overrides=config.overrides(),
         warm_replicas=warm_replicas(config.replicas.warm, allow_files()),
@@ -176,11 +200,3 @@ def run_applier(config: Config, share: Share) -> None:
         barrier_interval_s=config.apply.barrier_interval_s,
         checkpoint_pages=config.apply.checkpoint_pages,
     )
-
-    def attempt(run: Callable[[Stage], None]) -> None:
-        with open_reader(config.log) as reader:
-            partitions: Sequence[int] = share.partitions(reader.partitions)
-            worker = Worker(options, reader, partitions, status_file.write)
-            run(worker)
-
-    Runner(config.run.retry_s, status_file).run(attempt)

@@ -282,5 +282,7 @@ def _refill_problems(status: Status) -> Iterator[Problem]:
 
 
 def _partitions(process: Process, status: Status) -> list[int]:
-    """Of an applier; of the one share there is, when the log does not tell how many partitions it has."""
+    """Of an applier: its share (of one partition, when the log does not tell how many there are), or what the group gave."""
+    if not process.share:
+        return [place.partition for place in process.status.places] if isinstance(process.status, WorkerStatus) else []
     return Share.parse(process.share).partitions(status.log.partitions or 1)

@@ -1,7 +1,7 @@
 """`headrace run`: the relay and the appliers of one machine as child processes of one supervisor.
 
     headrace run -+- headrace relay
-                  +- headrace applier --share 1/n
+                  +- headrace applier --share 1/n, or --instance NAME-1 in a group
                   +- ...
 
 Invariants:
@@ -70,13 +70,18 @@ class Backoff:
         return pause
 
 
-def children(config: Path | None, appliers: int, log_level: str) -> list[list[Child]]:
-    """The processes of one machine, in the order in which they are stopped: the relay, then all appliers."""
+def children(config: Path | None, appliers: int, log_level: str, instance: str | None = None) -> list[list[Child]]:
+    """The processes of one machine, in the order in which they are stopped: the relay, then all appliers.
+
+    `instance`: they are members of a group, called so with a number; None: each has a fixed share.
+    """
     options = ("--log-level", log_level, *(("--config", str(config)) if config else ()))
-    shares = [f"{number}/{appliers}" for number in range(1, appliers + 1)]
+    numbers = range(1, appliers + 1)
+    option = "--share" if instance is None else "--instance"
+    names = [f"{number}/{appliers}" if instance is None else f"{instance}-{number}" for number in numbers]
     return [
         [Child("relay", ("relay", *options))],
-        [Child(f"applier {share}", ("applier", "--share", share, *options)) for share in shares],
+        [Child(f"applier {name}", ("applier", option, name, *options)) for name in names],
     ]
 
 

@@ -87,12 +87,19 @@ def _show_processes(processes: Sequence[Process]) -> None:
             case RelayStatus():
                 row += [max(status.rows, status.copied_rows), _relay_detail(status)]
             case WorkerStatus():
-                row += [status.rows, f"share {process.share}, {status.warm:,} warm, at {status.applied_lsn}"]
+                row += [status.rows, f"{_whose(process, status)}, {status.warm:,} warm, at {status.applied_lsn}"]
         rows.append(row)
     if rows:
         print_table("Processes", ("name", "state", "phase", "pid", "wrote ago", "rows", ""), rows)
     else:
         print_facts("Processes", {"none": "has run with this `run.path`"})
+
+
+def _whose(process: Process, status: WorkerStatus) -> str:
+    if process.share:
+        return f"share {process.share}"
+    waiting = f" and {status.waiting} to come" if status.waiting else ""
+    return f"{status.partitions} partitions{waiting}"
 
 
 def _relay_detail(status: RelayStatus) -> str:

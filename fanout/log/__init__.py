@@ -1,18 +1,33 @@
 """The log between relay and appliers: one contract (`interface`), two implementations (`embedded`, `kafka`).
 
-`open_writer` and `open_reader` choose by `LogConfig.kind`. Nothing else in Headrace knows which one it uses.
+`open_writer`, `open_reader` and `open_member` choose by `LogConfig.kind`. Nothing else in Headrace knows which one it uses.
 """
 
+from fanout.errors import LogError
 from fanout.log.config import LogConfig
-from fanout.log.interface import BEGINNING, Extent, LogReader, LogWriter, Record, partition_of
+from fanout.log.interface import (
+    BEGINNING,
+    Change,
+    Extent,
+    LogMember,
+    LogReader,
+    LogWriter,
+    Moved,
+    Record,
+    partition_of,
+)
 
 __all__ = [
     "BEGINNING",
+    "Change",
     "Extent",
     "LogConfig",
+    "LogMember",
     "LogReader",
     "LogWriter",
+    "Moved",
     "Record",
+    "open_member",
     "open_reader",
     "open_writer",
     "partition_of",
@@ -45,3 +60,17 @@ def open_reader(config: LogConfig) -> LogReader:
     from fanout.log.embedded import EmbeddedReader
 
     return EmbeddedReader(config)
+
+
+def open_member(config: LogConfig, instance: str) -> LogMember:
+    """An applier's side, to which the group of appliers gives partitions. `instance`: its name, no other member's.
+
+    Raises LogUnavailable, LogError.
+    """
+    if config.kind == "kafka":
+        from fanout.log.kafka import KafkaMember
+
+        return KafkaMember(config, instance)
+    raise LogError(
+        "The embedded log has no groups of appliers", hint='Leave `apply.group` out, or set `log.kind = "kafka"`.'
+    )

@@ -35,6 +35,7 @@ OWNED_KAFKA_KEYS: Final = frozenset(
         "message.send.max.retries",
         "message.timeout.ms",
         "metadata.broker.list",
+        "partition.assignment.strategy",
         "partitioner",
         "queuing.strategy",
         "receive.message.max.bytes",

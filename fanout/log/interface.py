@@ -12,10 +12,19 @@ Contract (one conformance suite, tests/fanout/test_log_conformance.py, runs over
     a full or absent log never delays the feedback that Postgres waits for.
  5. A reader is woken by new records; it does not poll. `fetch` blocks without using CPU until there is something.
  6. A reader starts at the offsets it is given. The log stores no reader's position as truth: `report` only shows it.
+
+A `LogMember` is a reader to whom the log gives partitions, and takes them away, while it runs (only Kafka has such; the
+embedded log's readers choose for themselves). Its contract, tests/fanout/test_log_member.py:
+ 7. What changed is told by numbered `Change`s, in order, between fetches. Nothing of a partition is fetched between
+    the Change that takes it away and the next `assign`.
+ 8. A partition that was revoked is nobody else's before `release`, or the Change's deadline: until then its replicas
+    can be finished. One that is lost may be somebody else's already.
+ 9. Membership does not depend on how long the caller takes from one `fetch` to the next.
 """
 
 from __future__ import annotations
 
+import enum
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -39,6 +48,26 @@ class Extent(NamedTuple):
 
     first: int
     end: int
+
+
+class Moved(enum.Enum):
+    """What happened to partitions of a member."""
+
+    ASSIGNED = "assigned"
+    """Ours from now on: `assign` says from where."""
+    REVOKED = "revoked"
+    """To be given away: finish, then `release`."""
+    LOST = "lost"
+    """Taken away without being asked: we were silent for too long, or too slow to let go."""
+
+
+class Change(NamedTuple):
+    """Partitions that came or go. `deadline`: until when (time.monotonic) those that are revoked are still ours."""
+
+    number: int
+    kind: Moved
+    partitions: tuple[int, ...]
+    deadline: float
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -136,3 +165,19 @@ class LogReader(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class LogMember(LogReader, Protocol):
+    """A reader in a group, which shares the partitions of the log among its members."""
+
+    def changes(self) -> Sequence[Change]:
+        """What came since the last call. While there is any, `fetch` returns nothing, at once."""
+
+    def assign(self, offsets: Mapping[int, int]) -> None:
+        """Read these as well, which the group has assigned, from these offsets on; one that went meanwhile is passed over.
+
+        Raises LogTrimmed, LogReplaced as LogReader.
+        """
+
+    def release(self, partitions: Iterable[int]) -> None:
+        """Of these, which were revoked, nothing is written any more: another member may have them."""

@@ -273,6 +273,19 @@ def test_the_end_of_a_copy_ends_an_open_transaction_of_the_generation_before(rep
 # Truncate
 
 
+def test_a_truncate_that_another_process_took_holds_no_lock(tmp_path: Path) -> None:
+    """Two appliers have the shared replica open; who comes second with a truncate lets the first one write on."""
+    known = catalog_of(schema(ITEMS, shared=True))
+    first, second = (open_replica(tmp_path, known, shared=True) for _ in range(2))
+    first.truncate(truncate(20), 0, 1)
+    first.close_transaction(close(20))
+    second.truncate(truncate(20), 1, 1)
+    assert not second.open_offsets
+    first.apply(numbered(changes(30, run(Op.UPSERT, ITEMS, ["1", "a", None]))), ready=True)
+    first.close()
+    second.close()
+
+
 def test_a_truncate_shows_with_the_end_of_its_transaction(replica: Replica) -> None:
     """TRUNCATE empties the table in its place among the transaction's rows, and readers see it whole (cases.md T20)."""
     apply(replica, insert(10, 1))

@@ -116,8 +116,14 @@ class Pipeline:
         self._source = {"dsn": database.dsn, "slot": self.slot, "progress_interval_s": 0.1, **source}
         self.configure()
 
-    def configure(self, name: str = "headrace.toml", log: LogConfig | None = None, **source: object) -> Path:
-        """Write a configuration, by default the one that the processes find by themselves."""
+    def configure(
+        self,
+        name: str = "headrace.toml",
+        log: LogConfig | None = None,
+        more: Mapping[str, Mapping[str, object]] | None = None,
+        **source: object,
+    ) -> Path:
+        """Write a configuration, by default the one that the processes find by themselves. `more`: keys of sections."""
         log_table = msgspec.to_builtins(log or self.log)
         sections = {
             "source": {**self._source, **source},
@@ -128,7 +134,8 @@ class Pipeline:
             "run": {"retry_s": 0.5},
         }
         lines = []
-        for section, values in sections.items():
+        for section, given in sections.items():
+            values = {**given, **(more or {}).get(section, {})}
             lines += [f"[{section}]", *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in values.items())]
         path = self.directory / name
         path.write_text("\n".join(lines) + self._tenancy)
@@ -141,6 +148,10 @@ class Pipeline:
 
     def applier(self, share: str = "1/1", *, failpoint: str = "") -> Stage:
         return self._start(["applier", "--share", share], failpoint)
+
+    def member(self, instance: str, config: Path) -> Stage:
+        """An applier of the group."""
+        return self._start(["applier", "--config", config.name, "--instance", instance], "")
 
     def _start(self, arguments: list[str], failpoint: str) -> Stage:
         stage = Stage(arguments, self.directory, len(self.stages), {"HEADRACE_FAILPOINT": failpoint})

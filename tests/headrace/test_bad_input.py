@@ -206,6 +206,8 @@ REFUSED = {
     "no-dsn": Refused(set_in("source", dsn=""), "ConfigError", "No connection string", "HEADRACE_SOURCE_DSN"),
     "no-dsn-file": Refused(set_in("source", dsn_file="gone"), "ConfigError", "source.dsn_file cannot be read", "dsn_file"),
     "kafka-without-brokers": Refused(set_in("log", kind="kafka"), "ConfigError", "`bootstrap` is missing", "configuration"),
+    "group-without-kafka": Refused(set_in("apply", group=True), "ConfigError", "needs a log with groups", "configuration"),
+    "group-with-an-odd-name": Refused(set_in("apply", instance="a b"), "ConfigError", "apply.instance", "configuration"),
     "two-kinds-of-tenant": Refused(
         rule('table = "*.*"\ncolumn = "tenant"\nshared = true'), "ConfigError", "exactly one of", "docs/configuration.md"
     ),
@@ -355,6 +357,24 @@ def test_a_share_that_is_none(site: Site, share: str) -> None:
     assert done.returncode == 2
     assert "number/count" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (site.directory / "replicas").exists()
+
+
+@pytest.mark.parametrize(
+    ("group", "arguments", "says"),
+    [
+        (True, ["--share=1/2"], "the group gives the partitions"),
+        (True, ["--instance=a/b"], "letters, digits"),
+        (False, ["--instance=a"], "set `apply.group`"),
+    ],
+)
+def test_a_share_or_a_name(site: Site, group: bool, arguments: list[str], says: str) -> None:
+    """An applier has a fixed share, or a name in its group."""
+    site.set("log", kind="kafka", bootstrap="127.0.0.1:1")
+    site.set("apply", group=group)
+    done = site.run("applier", *arguments)
+    assert done.returncode == 2
+    assert says in " ".join(done.stderr.replace("│", " ").split())
     assert not (site.directory / "replicas").exists()
 
 

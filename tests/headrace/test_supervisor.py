@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from headrace.supervisor import FIRST_PAUSE_S, HEALTHY_S, Backoff
+from headrace.supervisor import FIRST_PAUSE_S, HEALTHY_S, Backoff, children
 from tests.conftest import Database
 from tests.end_to_end.oracle import Table, assert_replicas_equal, wait_until
 
@@ -140,6 +140,26 @@ def test_a_killed_child_is_started_again_and_replication_goes_on(
 
 
 @pytest.mark.faults
+@pytest.mark.kafka
+def test_the_appliers_of_a_machine_can_be_members_of_a_group(
+    start: Callable[..., Run], database: Database, tmp_path: Path, kafka: str
+) -> None:
+    """With `apply.group` Kafka shares the partitions among them; one that is killed has its own back when it lives again."""
+    config = tmp_path / "headrace.toml"
+    on_kafka = f'log = {{kind = "kafka", bootstrap = "{kafka}", topic = "{database.name}", '
+    text = config.read_text().replace("log = {", on_kafka)
+    config.write_text(text.replace("apply = {", 'apply = {group = true, instance = "mill", '))
+    run = start()
+    wait_until_equal(database, tmp_path / ".headrace/replicas")
+    os.kill(run.pid("applier mill-1"), signal.SIGKILL)
+    with database.connect() as conn:
+        conn.execute("insert into notes select 'tenant-' || n % 10, n, 'streamed' from generate_series(101, 200) n")
+    assert run.pid("applier mill-1", life=2)
+    wait_until_equal(database, tmp_path / ".headrace/replicas")
+    assert run.end() == 0
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_relay_is_stopped_before_the_appliers(
     start: Callable[..., Run], database: Database, tmp_path: Path, number: signal.Signals
@@ -202,6 +222,15 @@ def test_an_error_that_a_restart_does_not_cure_stops_everything(start: Callable[
     assert "headrace setup" in "".join(run.other)
     assert not run.found("restarting")
     assert all(ended(run.pid(child)) for child in CHILDREN)
+
+
+def test_members_of_a_group_have_names_of_their_own() -> None:
+    """Each applier of a machine keeps its name from life to life; without a group it keeps its share."""
+    relay, members = children(None, 2, "info", "mill-7")
+    assert [child.name for child in (*relay, *members)] == ["relay", "applier mill-7-1", "applier mill-7-2"]
+    assert [child.arguments[:3] for child in members] == [("applier", "--instance", f"mill-7-{n}") for n in (1, 2)]
+    _, shares = children(None, 2, "info")
+    assert [child.arguments[:3] for child in shares] == [("applier", "--share", f"{n}/2") for n in (1, 2)]
 
 
 def test_pauses_double_up_to_the_longest_and_a_healthy_minute_forgets_them() -> None:

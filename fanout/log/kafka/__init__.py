@@ -1,10 +1,12 @@
-"""The log on Kafka: one topic, one idempotent producer, and consumers with partitions assigned by hand.
+"""The log on Kafka: one topic, one idempotent producer, and consumers that bring their own offsets.
 
     client    settings of librdkafka, and its errors in our terms
     topic     the topic: created, checked, named for ever
     marks     what may be concluded from an acknowledgement (pure)
     writer    LogWriter: the producer, and a thread that takes its reports
-    reader    LogReader: a consumer
+    questions what every reader asks: partitions, extents, tail
+    reader    LogReader: a consumer with partitions assigned by hand
+    member    LogMember: a consumer in a group
 
 Order and completeness in a partition: an idempotent producer numbers its records, the broker takes them in that order
 only, and `enable.gapless.guarantee` stops the producer for good when one is refused. So a record whose mark is
@@ -12,7 +14,8 @@ acknowledged stands behind all that was appended before it, and no callback is n
 of the rate). `marks` checks that conclusion against the offsets, so a hole from any other cause is an error as well.
 """
 
+from fanout.log.kafka.member import KafkaMember
 from fanout.log.kafka.reader import KafkaReader
 from fanout.log.kafka.writer import KafkaWriter
 
-__all__ = ["KafkaReader", "KafkaWriter"]
+__all__ = ["KafkaMember", "KafkaReader", "KafkaWriter"]

@@ -1,5 +1,5 @@
 # ruff: noqa: SLF001 - the names of librdkafka's own error codes begin with an underscore
-"""librdkafka's settings for our three clients, and its errors as LogErrors.
+"""librdkafka's settings for our clients, and its errors as LogErrors.
 
 Settings come in three layers: defaults that suit most, over them the user's `log.kafka`, over both what correctness
 rests on (`fanout.log.config.OWNED_KAFKA_KEYS`, which a user cannot name).
@@ -19,6 +19,11 @@ OPEN_TIMEOUT_S: Final = 10.0
 DOWN_TIMEOUT_S: Final = 60.0
 """Without an answer for this long, writer and reader give up with LogUnavailable, and whoever runs them starts anew.
 Long enough for a broker's restart, in which nothing is lost and nothing must be done again."""
+
+SLICE_S: Final = 0.2
+"""librdkafka's wait cannot be ended from outside: its Python client has no call for that, and looks for signals itself
+five times a second. So a wait that `wake` must end is cut into slices. Records are not waited for in slices: they are
+pushed into the consumer's queue, and the wait ends at once. A blocked reader uses 0.1 % of a core."""
 
 LOGGER: Final = logging.getLogger("fanout.log.kafka")
 
@@ -51,6 +56,16 @@ _UNAVAILABLE: Final = {
     KafkaError._UNKNOWN_TOPIC,
 }
 
+
+PASSING: Final = {
+    KafkaError._MAX_POLL_EXCEEDED,
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.UNKNOWN_MEMBER_ID,
+}
+"""What a member of a group hears when it was away or slow: it loses its partitions, and joins again by itself."""
+
+FENCED: Final = KafkaError(KafkaError.FENCED_INSTANCE_ID).str()
 
 _TOO_LARGE: Final = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE).str()
 
@@ -109,6 +124,11 @@ def consumer_settings(config: LogConfig, last_error: LastError) -> dict[str, Any
         "receive.message.max.bytes": max(100_000_000, 2 * largest_batch(config)),
     }
     return _settings(config, last_error, defaults, owned)
+
+
+def member_settings(instance: str) -> dict[str, Any]:
+    """What a consumer has beside `consumer_settings` to be a member of its group, under a name of its own."""
+    return {"group.instance.id": instance, "partition.assignment.strategy": "cooperative-sticky"}
 
 
 def largest_batch(config: LogConfig) -> int:
