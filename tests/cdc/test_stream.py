@@ -130,7 +130,5 @@ def test_who_waits_for_the_stream_to_begin_may_give_up(database: Database) -> No
     stream.close()
     wait_until(lambda: not inspect_slot(conn, database.name).active_pid, "the slot is free")
     again = ReplicationStream(connect_replication(database.dsn), database.name)
-    waited: list[int] = []
-    again.start("headrace", wait=lambda fd: (waited.append(fd), select.select([fd], [], []))[0])
-    assert again.fileno() in waited
+    again.start("headrace")
     again.close()
