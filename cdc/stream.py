@@ -10,9 +10,10 @@ Reads never block: wait until `fileno` is readable, unless the last read left so
 
 from __future__ import annotations
 
+import select
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
@@ -32,6 +33,10 @@ _status = struct.Struct(">cQQQqB").pack
 _EPOCH_2000_US = 946_684_800_000_000
 
 
+def _wait_readable(fd: int) -> None:
+    select.select([fd], [], [])
+
+
 class ReplicationStream:
     """A walsender's stream of one slot. Construct with a connection from `cdc.connection.connect_replication`."""
 
@@ -48,11 +53,19 @@ class ReplicationStream:
         self.drained = True
         """Whether the last `read` took all there was. If not, libpq may hold messages of which the socket tells nothing."""
 
-    def start(self, publication: str, start_lsn: str = "0/0", *, streaming: bool = False) -> float:
+    def start(
+        self,
+        publication: str,
+        start_lsn: str = "0/0",
+        *,
+        streaming: bool = False,
+        wait: Callable[[int], None] = _wait_readable,
+    ) -> float:
         """Begin streaming from the slot's confirmed_flush_lsn (or later). Answers wal_sender_timeout in seconds, 0 for none.
 
         `streaming`: transactions beyond the server's logical_decoding_work_mem are sent while they run (PostgreSQL 14 on),
-        where the server would otherwise keep them on its disk until they commit.
+        where the server would otherwise keep them on its disk until they commit. `wait`: returns when this file descriptor
+        is readable, or raises, as when somebody wants to stop: a server that is busy may answer late.
         Raises SlotInUse, SlotMissing, SlotInvalidated, SourceError.
         """
         with translated(self._slot):
@@ -66,7 +79,11 @@ class ReplicationStream:
             sql.SQL("proto_version '2', streaming 'on'" if streaming else "proto_version '1'"),
             sql.Literal(sql.Identifier(publication).as_string(self._connection)),
         )
-        self._pgconn.send_query(command.as_bytes(self._connection))
+        with translated(self._slot):
+            self._pgconn.send_query(command.as_bytes(self._connection))
+            while self._pgconn.is_busy():
+                wait(self._pgconn.socket)
+                self._pgconn.consume_input()
         result = self._pgconn.get_result()
         if result is None or result.status != pq.ExecStatus.COPY_BOTH:
             raise self._failure(result)

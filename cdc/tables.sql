@@ -5,6 +5,11 @@ with recursive domain(oid, base) as (
   select oid, typbasetype from pg_type where typtype = 'd'
   union all
   select d.oid, t.typbasetype from domain d join pg_type t on t.oid = d.base and t.typtype = 'd'
+), below(root, relid) as (
+  -- not by pg_partition_tree, which waits for locks of whoever changes a table
+  select oid, oid from pg_class where relkind = 'p' and (:oids is null or oid = any(:oids))
+  union all
+  select below.root, i.inhrelid from below join pg_inherits i on i.inhparent = below.relid
 ), identity(relid, attnums) as (
   -- int2vector counts from 0; INCLUDE columns come last and are no part of the identity
   select i.indrelid, (i.indkey::int2[])[0:i.indnkeyatts - 1] from pg_index i join pg_class c on c.oid = i.indrelid
@@ -22,9 +27,8 @@ select json_build_array(
             -- what rows hold that are older than the column; those of a partitioned table are its partitions'
             case when c.relkind = 'p' then
               (select case when count(distinct l.attmissingval::text) = 1 then (min(l.attmissingval::text)::text[])[1] end
-               from pg_partition_tree(c.oid) t
-               join pg_attribute l on l.attrelid = t.relid and l.attname = a.attname and not l.attisdropped
-               where t.isleaf and l.atthasmissing)
+               from below join pg_attribute l on l.attrelid = below.relid
+               where below.root = c.oid and l.attname = a.attname and l.atthasmissing and not l.attisdropped)
             when a.atthasmissing then (a.attmissingval::text::text[])[1] end,
             -- what a value's text depends on beside the type itself: labels of an enum, attributes of a composite
             case e.typtype

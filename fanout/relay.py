@@ -247,7 +247,7 @@ class Relay:
     ) -> None:
         options = self._options
         stream = ReplicationStream(replication, options.slot)
-        sender_timeout_s = stream.start(options.publication, streaming=options.streaming)
+        sender_timeout_s = stream.start(options.publication, streaming=options.streaming, wait=self._wait_readable)
         interval_s = min(10.0, sender_timeout_s / 3) if sender_timeout_s else 10.0
         reached = max(feedback.durable, self._since)
         progress = envelope.encode(self._progress(self.status.generation, reached, system, refilling.refills.pending()))
@@ -353,6 +353,10 @@ class Relay:
                 due = now
         select.select(fds, [], [], max(0.0, due - now))
         self._writer.poll()
+
+    def _wait_readable(self, fd: int) -> None:
+        select.select([fd, self._stop_read], [], [])
+        self._check_stop()
 
     def _append(self, records: Iterable[Routed], session: _Session | None = None) -> None:
         writer = self._writer

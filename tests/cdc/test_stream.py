@@ -17,6 +17,7 @@ from cdc.publication import create_publication
 from cdc.slot import create_slot, inspect_slot
 from cdc.stream import ReplicationStream
 from tests.conftest import Database
+from tests.end_to_end.oracle import wait_until
 
 DEADLINE_S = 30.0
 
@@ -108,3 +109,26 @@ def test_a_publication_that_is_gone_says_so(database: Database, stream: Replicat
     with pytest.raises(PublicationMissing) as caught:
         read_commit(stream)
     assert "headrace setup" in caught.value.hint
+
+
+def test_who_waits_for_the_stream_to_begin_may_give_up(database: Database) -> None:
+    """T12: a server that is busy answers START_REPLICATION late. Nobody who has to stop waits for it inside a library."""
+
+    class Stops(Exception):
+        pass
+
+    def wait(_: int) -> None:
+        raise Stops
+
+    conn = database.connect()
+    conn.execute("create table t (id int); create publication headrace for table t")
+    replication = connect_replication(database.dsn)
+    create_slot(replication, conn, database.name)
+    stream = ReplicationStream(replication, database.name)
+    with pytest.raises(Stops):
+        stream.start("headrace", wait=wait)
+    stream.close()
+    wait_until(lambda: not inspect_slot(conn, database.name).active_pid, "the slot is free")
+    again = ReplicationStream(connect_replication(database.dsn), database.name)
+    again.start("headrace")
+    again.close()

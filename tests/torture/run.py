@@ -210,7 +210,9 @@ class Torture:
         sessions = [self._statements(number) for number in range(SESSIONS)]
         if not self._changing:
             return [*sessions]
-        return [*sessions, Changes(self.schema, self._random("changes"), self._statements(SESSIONS), self._kinds)]
+        statements = self._statements(SESSIONS)
+        changes = Changes(self.schema, self._random("changes"), statements, self._kinds, told=self._trigger)
+        return [*sessions, changes]
 
     def _statements(self, number: int) -> Statements:
         pick = self._random(f"session {number}")
