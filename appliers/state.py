@@ -26,6 +26,7 @@ import msgspec
 from appliers.catalog import Catalog, Place, place_of
 from appliers.errors import PartitionInUse, StateForeign, StorageUnavailable
 from appliers.place import partition_directory
+from appliers.replica import alone
 from cdc.facts import TableFacts
 from fanout.envelope import Dropped, Schema
 from fanout.errors import LogReplaced, PartitionCountChanged
@@ -150,16 +151,17 @@ class State:
         self._path = path = root / "state.db"
         with _translated(path):
             root.mkdir(parents=True, exist_ok=True)
-            self._conn = conn = _open(path)
-            with conn:
-                if not conn.execute("select count(*) from sqlite_schema").get:
-                    conn.execute(_CREATE)
-                    conn.pragma("application_id", APPLICATION_ID)
-                    conn.executemany(
-                        "insert into meta values (?, ?)",
-                        [("format", _FORMAT), ("log", log_identity), ("partitions", str(partitions))],
-                    )
-                meta = {str(name): value for name, value in conn.execute("select name, value from meta")}
+            with alone(root):  # SQLite refuses the second of two that begin to make it
+                self._conn = conn = _open(path)
+                with conn:
+                    if not conn.execute("select count(*) from sqlite_schema").get:
+                        conn.execute(_CREATE)
+                        conn.pragma("application_id", APPLICATION_ID)
+                        conn.executemany(
+                            "insert into meta values (?, ?)",
+                            [("format", _FORMAT), ("log", log_identity), ("partitions", str(partitions))],
+                        )
+                    meta = {str(name): value for name, value in conn.execute("select name, value from meta")}
         if not meta.keys() >= {"format", "log", "partitions"}:
             raise StateForeign("state.db is damaged, or not Headrace's", path=str(path))
         if meta["partitions"] != str(partitions):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import apsw
@@ -171,6 +172,19 @@ def test_two_workers_never_own_one_partition(fleet: Fleet) -> None:
         fleet.work()
     state.close()
     fleet.work()
+
+
+def test_appliers_that_start_together_make_one_state(tmp_path: Path) -> None:
+    """Whoever comes second finds what the first has made, and neither is refused."""
+    for number in range(10):
+        together = threading.Barrier(4)
+
+        def make(root: Path, together: threading.Barrier = together) -> None:
+            together.wait()
+            State(root, "log", PARTITIONS).close()
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(make, [tmp_path / str(number)] * 4))
 
 
 # Quarantine
