@@ -103,8 +103,8 @@ def live(database: Database, log: LogConfig, directory: Path) -> Iterator[Histor
         moments.append(_moment(conn, [NOTES, ITEMS, PLANS]))
         for number, step in enumerate(STEPS):
             conn.execute(step.encode())
-            if number in TAGS_IN:
-                running.settle_refills()
+            # a change of the tables alone has the time at which it came into the log
+            running.settle_refills() if number in TAGS_IN else running.settle()
             tables = [NOTES, ITEMS, PLANS, *([TAGS] if number in TAGS_IN else [])]
             moments.append(_moment(conn, tables))
         conn.execute("select pg_logical_emit_message(true, 'nobody', 'so that the WAL goes on')")
