@@ -451,6 +451,7 @@ class Replica:
             self._in_transaction = True
             if self._shared:
                 self._reload()
+                self._plans.clear()  # another process may have brought a table to another shape, or begun a refill
             if self._new:
                 replica.name_tenant(self._conn, self.tenant)
 

@@ -622,6 +622,25 @@ def test_a_truncate_that_another_process_has_applied_leaves_the_shared_replica_f
     second.close()
 
 
+def test_a_refill_of_the_shared_replica_that_several_processes_apply(tmp_path: Path) -> None:
+    """T24: whoever has begun it, what any of them applies is named; whoever has ended it, the others know."""
+    catalog = catalog_of(schema(ITEMS, shared=True))
+    first, second = (open_replica(tmp_path, catalog, "shared", shared=True) for _ in range(2))
+    apply(first, insert(10, 1, 2, 3))
+    apply(second, insert(11, 4))
+    first.begin_refill(begin(20))
+    second.begin_refill(begin(20))
+    apply(second, insert(21, 1))
+    apply(first, insert(21, 1), insert(22, 2))
+    second.end_refill(end(30))
+    first.end_refill(end(30))
+    assert ids(first) == [1, 2]
+    apply(first, insert(40, 5))
+    assert ids(second) == [1, 2, 5]
+    first.close()
+    second.close()
+
+
 def dropped(lsn: int) -> Dropped:
     return Dropped(1, lsn, 0, [ITEMS.oid])
 
