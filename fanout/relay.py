@@ -247,7 +247,11 @@ class Relay:
     ) -> None:
         options = self._options
         stream = ReplicationStream(replication, options.slot)
-        sender_timeout_s = stream.start(options.publication, streaming=options.streaming, wait=self._wait_readable)
+        try:
+            sender_timeout_s = stream.start(options.publication, streaming=options.streaming, wait=self._wait_readable)
+        except _StopNow:
+            log.info("stopped before the stream began")
+            return
         interval_s = min(10.0, sender_timeout_s / 3) if sender_timeout_s else 10.0
         reached = max(feedback.durable, self._since)
         progress = envelope.encode(self._progress(self.status.generation, reached, system, refilling.refills.pending()))

@@ -11,7 +11,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from appliers.errors import PartitionInUse
+from appliers.errors import PartitionInUse, StorageUnavailable
 from appliers.place import SHARED_FILE, replica_path
 from appliers.state import PartitionState, State
 from appliers.worker import Worker, WorkerOptions, WorkerStatus
@@ -456,7 +456,11 @@ def test_a_replica_that_goes_while_it_is_written_stops_its_tenant(fleet: Fleet, 
                 worker.stop()
 
         worker = Worker(options, reader, range(PARTITIONS), on_status)
-        worker.run()
+        try:
+            worker.run()
+        except StorageUnavailable:  # a checkpoint met the exchange: tried again, as by the process it is in
+            worker = Worker(options, reader, range(PARTITIONS), on_status)
+            worker.run()
     assert fleet.quarantined() == {"acme": "ReplicaLost"}
     assert fleet.ids("other")[:2] == [1, 2]
 
