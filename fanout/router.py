@@ -297,7 +297,7 @@ class Router:
         for oid in gone:
             self._targets.pop(oid, None)
             self._unclaim(oid)
-            self.tables.drop(oid)
+            self.tables.drop(oid, self._xid)
             self._refills.forget(oid)
         for relation, facts, request in self.tables.changes(message):
             before = self.tables.get(relation.oid)

@@ -65,7 +65,8 @@ class KnownTables:
     ) -> None:
         """`left`: see `has_left`."""
         self.publication = publication
-        self._left = dict.fromkeys(left)
+        self._left = dict.fromkeys(left, 0)
+        """Oid -> the transaction in which it left; 0: one before this run of the relay."""
         self._by_oid = {schema.relation.oid: Known(schema) for schema in schemas}
         self.complete = complete
         self.stale = False
@@ -105,11 +106,11 @@ class KnownTables:
             self._by_oid[schema.relation.oid] = Known(schema, changed_by)
             self.changed = True
 
-    def drop(self, oid: int) -> None:
-        """The table is not there any more."""
+    def drop(self, oid: int, by: int) -> None:
+        """The table is not there any more. `by`: the transaction that tells."""
         if self._by_oid.pop(oid, None) is not None:
             self.changed = True
-            self._left[oid] = None
+            self._left[oid] = by
             while len(self._left) > _MOST_LEFT:
                 del self._left[next(iter(self._left))]
 
@@ -160,6 +161,10 @@ class KnownTables:
         for table in message.tables:
             before, relation, facts = self._by_oid.get(table.relation.oid), table.relation, table.facts
             if before is None:
+                left_by = self._left.get(relation.oid)
+                if left_by and message.snapshot is not None and not message.snapshot.sees(left_by):
+                    self.stale = True  # it was read before the table left
+                    continue
                 request = None if adopt or relation.oid in message.created else RefillRequest(relation.oid, replace=True)
                 yield relation, facts, request
                 continue

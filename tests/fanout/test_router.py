@@ -143,7 +143,7 @@ def test_a_move_under_a_key_identity_that_leaves_a_value_unchanged_is_incomplete
     found = runs(routed(made, move))
     assert found == {"x": [(Op.DELETE, [key])], "y": [(Op.INCOMPLETE, [["y", "1", "a", UNCHANGED]])]}
     assert {key: value[0] for _, key, value in router().route(transaction(move))} == {b"x": 1, b"y": 2}
-    assert made.wanted == [RefillRequest(1, keys=(("y", "1"),))]
+    assert made.wanted == [RefillRequest(1, keys=(("y", "1"),), by=("tenant", "id"))]
 
 
 def test_a_move_is_complete_when_its_transaction_brought_the_value() -> None:
@@ -164,7 +164,7 @@ def test_a_row_that_joins_the_row_filter_without_a_value_is_incomplete() -> None
     made = router()
     new: Row = ["x", "1", "a", UNCHANGED]
     assert runs(routed(made, Entry(1, new))) == {"x": [(Op.INCOMPLETE, [new])]}
-    assert made.wanted == [RefillRequest(1, keys=(("x", "1"),))]
+    assert made.wanted == [RefillRequest(1, keys=(("x", "1"),), by=("tenant", "id"))]
 
 
 def test_a_row_moves_in_and_out_of_the_shared_replica() -> None:

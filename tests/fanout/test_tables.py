@@ -129,7 +129,7 @@ def test_a_table_that_has_left_is_known_to_until_it_is_told_to_be_back() -> None
     tables = known()
     assert not tables.has_left(7)
     assert not tables.stale
-    tables.drop(7)
+    tables.drop(7, 100)
     tables = KnownTables(left=tables.left, publication="p")
     assert tables.has_left(7)
     assert tables.stale
@@ -139,5 +139,16 @@ def test_a_table_that_has_left_is_known_to_until_it_is_told_to_be_back() -> None
     assert not tables.has_left(7)
     tables = KnownTables(left=range(1000))
     tables.note(Schema(1, 1, 5, msgspec.structs.replace(TABLE, oid=2000), "t", True, False, "", FACTS), 0)
-    tables.drop(2000)
+    tables.drop(2000, 100)
     assert tables.left == [*range(1, 1000), 2000]
+
+
+def test_facts_that_were_read_before_a_table_left_do_not_bring_it_back() -> None:
+    """T24: they come behind the command that took it out, as their transaction ended later."""
+    tables = known()
+    tables.drop(7, 105)
+    early, late = Snapshot(100, 110, frozenset({105})), Snapshot(106, 110, frozenset())
+    assert list(tables.changes(told(TABLE, FACTS, complete=True, snapshot=early))) == []
+    assert tables.stale, "asked again"
+    assert tables.has_left(7)
+    assert [request for _, _, request in tables.changes(told(TABLE, FACTS, complete=True, snapshot=late))] == [ALL]
