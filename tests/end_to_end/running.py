@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import apsw
+import msgspec
 
 from appliers.place import SHARED_FILE, replica_path
 from appliers.worker import Held, Worker, WorkerOptions, WorkerStatus
@@ -78,7 +79,9 @@ class Running:
         self._stages: list[Stage] = []
 
     def _note(self, status: WorkerStatus) -> None:
-        self._status = status
+        # what `settle` waits for is then of one moment with what tests ask afterwards: places go on while others are told
+        places = [msgspec.structs.replace(place) for place in status.places]
+        self._status = msgspec.structs.replace(status, places=places)
 
     def __enter__(self) -> Self:
         self._stages = [
