@@ -22,8 +22,8 @@ help: ## list these targets
 demo: $(READY) ## live replication for 100 tenants on this machine (SECONDS=30 ends by itself)
 	$(BIN)/headrace demo $(if $(SECONDS),--seconds $(SECONDS))
 
-test: $(READY) ## run the tests (PYTEST_ARGS="-k name -x")
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(READY) ## run the tests (PYTEST_ARGS="-k name -x", JOBS=1 one after the other)
+	$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal $(PYTEST_ARGS)
 
 faults: $(READY) ## kill, cut and fill disks at length (KILLS=50 on each log, SEED=n repeats a run)
 	HEADRACE_KILLS=$(or $(KILLS),50) $(if $(SEED),HEADRACE_SEED=$(SEED)) $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)

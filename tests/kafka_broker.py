@@ -6,6 +6,7 @@ between the broker and every client that was told to use it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -53,6 +54,9 @@ listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:
 broker.heartbeat.interval.ms=500
 broker.session.timeout.ms=2000
 """
+        with SCRIPT.open() as script:
+            fcntl.flock(script, fcntl.LOCK_EX)  # of several processes that need the jars, one fetches them
+            self._run("fetch")
         self._script("start", str(self.port), KAFKA_PROPERTIES=properties)
 
     def stop(self) -> None:
@@ -64,8 +68,12 @@ broker.session.timeout.ms=2000
         self._script("stop")
 
     def _script(self, command: str, *args: str, **environment: str) -> None:
+        self._run(command, str(self.directory), *args, **environment)
+
+    @staticmethod
+    def _run(*args: str, **environment: str) -> None:
         done = subprocess.run(
-            [SCRIPT, command, self.directory, *args],
+            [SCRIPT, *args],
             env={"KAFKA_HEAP": "512m", **os.environ, **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
