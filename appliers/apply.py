@@ -112,6 +112,8 @@ class Replica:
         """Unix time."""
         self._drops_seen = 0
         """`Catalog.drops` when this replica last had no table that is no more."""
+        self._at = (0, 0)
+        """(generation, commit_lsn) of the record at hand."""
         self._noted: set[str] = set()
         """Tables that are being refilled and have notes here, of those that have a plan."""
         self.rows = 0
@@ -227,8 +229,9 @@ class Replica:
             if self._shared and place <= self._target[0]:
                 return
             self._leave_older(changes.generation)
+        self._at = (place.generation, place.commit_lsn)
         if self._drops_seen != self._catalog.drops:
-            self._drop_gone((place.generation, place.commit_lsn))
+            self._drop_gone(self._at)
         for run in changes.runs:
             self._run(run)
         self.ready = ready and changes.chunk >= 0
@@ -339,7 +342,7 @@ class Replica:
                 for name in gone:
                     migration.drop_table(self._conn, name)
                 for plan in behind:
-                    migration.migrate(self._conn, plan, self._catalog.is_there)
+                    migration.migrate(self._conn, plan, lambda oid: self._catalog.was_gone(oid, self._catalog.place[:2]))
             self._commit()
 
     def leave_dropped(self, at: tuple[int, int]) -> None:
@@ -436,6 +439,7 @@ class Replica:
             if self._open is not None:
                 raise PositionGap("A transaction is not whole, and the next one has come", tenant=self.tenant, at=str(at))
             self._begin()
+            self._at = (at.generation, at.commit_lsn)
             if at <= self._target[0]:  # another process was here before us
                 yield None
             else:
@@ -509,7 +513,9 @@ class Replica:
             oid = plan.relation.oid
             here = migration.shapes(self._conn)
             if here.get(oid) != (plan.name, plan.shape):
-                migration.migrate(self._conn, plan, self._catalog.is_there)
+                migration.migrate(self._conn, plan, lambda oid: self._catalog.was_gone(oid, self._at))
+                if self._catalog.dropped_at(oid) is not None:
+                    self._drops_seen = -1  # it goes with a later record
                 for other in here.keys() - migration.shapes(self._conn).keys():
                     self._missing.emptied(other)
                 self._missing.reshaped(plan)

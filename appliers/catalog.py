@@ -104,6 +104,13 @@ class Catalog:
             newest is not None and newest.generation == self.place[0] and place_of(newest) > self._dropped.get(oid, _NEVER)
         )
 
+    def was_gone(self, oid: int, at: tuple[int, int]) -> bool:
+        """Whether the source had no such table any more at (generation, commit_lsn). A drop that comes later is none yet."""
+        newest, dropped = self._newest.get(oid), self._dropped.get(oid, _NEVER)
+        if newest is None or newest.generation < at[0]:
+            return True
+        return place_of(newest) <= dropped and dropped[:2] <= at
+
     def dropped_at(self, oid: int) -> Place | None:
         """Where the log told that the table is no more; None when it is there, or was never told of."""
         return None if self.is_there(oid) else self._dropped.get(oid)

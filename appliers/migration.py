@@ -74,14 +74,14 @@ def drop_table(conn: apsw.Connection, name: str) -> None:
     conn.execute("delete from _headrace_columns where table_name = ?", (name,))
 
 
-def migrate(conn: apsw.Connection, plan: Plan, is_there: Callable[[int], bool]) -> None:
-    """Bring the plan's table to its shape. `is_there`: whether the source has a table of this oid; what is in the way of
-    the name is another table's. It goes when that is not there, or another tenant's own, which has no rows here; or else it
-    waits under a name that is nobody's."""
+def migrate(conn: apsw.Connection, plan: Plan, was_gone: Callable[[int], bool]) -> None:
+    """Bring the plan's table to its shape. `was_gone`: whether the source had no table of this oid any more, where the rows
+    stand; what is in the way of the name is another table's. It goes when that was gone, or is another tenant's own, which
+    has no rows here; or else it waits under a name that is nobody's."""
     now = shapes(conn)
     for oid, other in now.items():
         if oid != plan.relation.oid and other.name.lower() == plan.name.lower():
-            if is_there(oid) and not (plan.own and _schema_of(conn, oid) != plan.relation.schema):
+            if not was_gone(oid) and not (plan.own and _schema_of(conn, oid) != plan.relation.schema):
                 _rename_table(conn, other.name, f"{_PARKED}{oid}")
             else:
                 drop_table(conn, other.name)

@@ -94,3 +94,23 @@ def test_tables_are_their_oids(tmp_path: Path) -> None:
         names = {name for (name,) in conn.execute("select name from sqlite_schema where type = 'table'")}
     assert {name for name in names if not name.startswith("_headrace")} == {"one", "two"}
     assert not any("parked" in name for name in names)
+
+
+def test_a_table_that_goes_later_keeps_its_rows_till_then(tmp_path: Path) -> None:
+    """R20: names are exchanged, and another partition, which was read further, has told that one of them is dropped."""
+    catalog = Catalog({})
+    columns: Columns = (("id", 1), ("a", 2))
+    one, two = shape(columns, 1, name="one", oid=11), shape(columns, 1, name="two", oid=12)
+    became_one, became_two = shape(columns, 20, name="one", oid=12), shape(columns, 20, number=1, name="two", oid=11)
+    for told in (one, two, became_one, became_two):
+        catalog.note_schema(told)
+    catalog.note_dropped(Dropped(1, 40, 0, [11]))
+    made = open_replica(tmp_path, catalog)
+    made.apply(numbered(changes(10, upsert(one, ["1", "of 11"]), upsert(two, ["1", "of 12"]))), ready=True)
+    made.apply(numbered(changes(20, upsert(became_one, ["2", "of 12"]))), ready=True)
+    made.apply(numbered(changes(30, upsert(became_two, ["2", "of 11"]))), ready=True)
+    assert rows_of(made.path, "one") == [("1", "of 12"), ("2", "of 12")]
+    assert rows_of(made.path, "two") == [("1", "of 11"), ("2", "of 11")]
+    made.apply(numbered(changes(50, upsert(became_one, ["3", "of 12"]))), ready=True)
+    made.close()
+    assert "two" not in {row[1] for row in rows_of(made.path, "sqlite_schema")}
