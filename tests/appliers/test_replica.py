@@ -137,9 +137,8 @@ def test_indexes_follow_the_catalog(tmp_path: Path) -> None:
         opened = open_replica(tmp_path, catalog)
         opened.apply(numbered(changes(lsn, run(Op.UPSERT, ITEMS, ["1", "a", "x"]))), ready=True)
         opened.close()
-        with sqlite3.connect(tmp_path / "acme.db") as conn:
-            rows = conn.execute("select sql from sqlite_schema where sql like 'create index%' order by name")
-            return [sql.partition("(")[2] for (sql,) in rows]
+        rows = sorted((row[1], row[4]) for row in rows_of(opened.path, "sqlite_schema") if row[0] == "index" and row[4])
+        return [sql.partition("(")[2] for _, sql in rows]
 
     one = Index("one", False, ("a", "b"), (False, False))
     assert with_indexes(10, one) == ['"a", "b")']

@@ -22,6 +22,7 @@ import pytest
 from appliers.table import quote
 from cdc import failpoints
 from cdc.ddl_trigger import inspect_trigger, install_statements
+from cdc.lsn import Lsn
 from fanout.log import LogConfig
 from fanout.tenancy import Rule
 from tests.conftest import Database
@@ -189,14 +190,17 @@ class Torture:
     def _leave_a_slot_that_postgres_cannot_decode(self) -> None:
         """Postgres may end in an internal error over its own WAL, whoever reads the slot, as after truncates in savepoints
         and prepared transactions. What the relay's hint says is done then, and must put everything right."""
-        relay, confirmed = self._stages["relay"], self.pipeline.confirmed_lsn()
-        until = time.monotonic() + CONFUSED_S
-        while relay.said("SourceConfused") and time.monotonic() < until:
-            time.sleep(0.5)
-            if self.pipeline.confirmed_lsn() > confirmed:
+        relay, target, end = self._stages["relay"], self.pipeline.current_lsn(), time.monotonic() + SETTLE_S
+        confirmed, until = Lsn(0), float("inf")
+        while time.monotonic() < until:
+            before, confirmed = confirmed, self.pipeline.confirmed_lsn()
+            if confirmed >= target or time.monotonic() > end:
                 return
-        if time.monotonic() < until:
-            return
+            if confirmed != before:
+                until = float("inf")
+            elif until == float("inf") and relay.said("SourceConfused"):
+                until = time.monotonic() + CONFUSED_S
+            time.sleep(0.5)
         relay.stop()
         options = "'proto_version', '1', 'publication_names', 'headrace'"
         peek = f"select count(*) from pg_logical_slot_peek_binary_changes(%s, null, null, {options})"
