@@ -100,6 +100,8 @@ class Replica:
         self._cursor = self._conn.cursor()
         self.wal_pages = 0
         """Pages in the SQLite WAL after the last commit."""
+        self.commits = 0
+        """Commits that have changed the file."""
         self._conn.set_wal_hook(self._note_wal)
         self._plans: dict[int, Plan] = {}
         self._pending: dict[str, tuple[Plan, dict[Hashable, Row | None]]] = {}
@@ -501,6 +503,7 @@ class Replica:
 
     def _note_wal(self, _conn: apsw.Connection, _name: str, pages: int) -> int:
         self.wal_pages = pages
+        self.commits += 1
         return apsw.SQLITE_OK
 
     # --- rows ---

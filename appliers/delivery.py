@@ -16,6 +16,7 @@ from appliers.apply import Numbered, Replica
 from appliers.backlog import Backlog
 from appliers.bodies import Bodies
 from appliers.errors import TenantError
+from appliers.handover import Handover
 from appliers.place import SHARED_NAME
 from appliers.quarantine import Quarantine
 from appliers.replicas import Replicas
@@ -44,6 +45,7 @@ class Delivery:
         truncates: Truncates,
         teller: Teller,
         most_open: int,
+        handover: Handover,
     ) -> None:
         """`most_open`: tenants that may have a part of a large transaction in their replica."""
         self._partitions = partitions
@@ -55,10 +57,12 @@ class Delivery:
         self._teller = teller
         self._status = teller.status
         self._most_open = most_open
+        self._handover = handover
 
     def apply(self, groups: Mapping[bytes, Sequence[Record]]) -> None:
         """Records by key, each group in the order of the log. Raises StorageUnavailable, LogTrimmed, EnvelopeUnknown."""
         unfinished = self._replicas.unfinished
+        self._handover.expect(key.decode() for key in groups)
         for key, records in groups.items():
             name = SHARED_NAME if key == SHARED_KEY else key.decode()
             full = len(unfinished) >= self._most_open
@@ -77,18 +81,19 @@ class Delivery:
 
     def _apply_to(self, name: str, records: Sequence[Record]) -> None:
         """One tenant's records, some megabytes of them at a time: decoded they take many times that."""
-        for numbered in self._slices(records):
+        for numbered, size in self._slices(records):
             if name in self._quarantine:
                 self._status.passed_over += len(numbered)
                 continue
-            rows = self._guarded(name, numbered)
+            rows = self._guarded(name, numbered, size)
             self._status.rows += rows
             committed = numbered[-1].body.commit_time_us
             if committed and rows:
                 self._teller.lag(committed)
             failpoints.hit("applier.3-some-applied")
 
-    def _slices(self, records: Sequence[Record]) -> Iterator[list[Numbered]]:
+    def _slices(self, records: Sequence[Record]) -> Iterator[tuple[list[Numbered], int]]:
+        """With the bytes of each slice."""
         numbered: list[Numbered] = []
         size = 0
         changes = self._bodies.changes
@@ -99,10 +104,10 @@ class Delivery:
             numbered.append(Numbered(record.partition, record.offset, body))
             size += len(record.value)
             if size > _SLICE_BYTES:
-                yield numbered
+                yield numbered, size
                 numbered, size = [], 0
         if numbered:
-            yield numbered
+            yield numbered, size
 
     def _apply_what_is_whole(self, name: str, records: Sequence[Record]) -> None:
         """Enough replicas have an open transaction: what would open another one waits until it is whole."""
@@ -122,28 +127,40 @@ class Delivery:
         body = self._bodies.changes(record)
         return body is None or body.last
 
-    def _guarded(self, name: str, records: Sequence[Numbered]) -> int:
+    def _guarded(self, name: str, records: Sequence[Numbered], size: int) -> int:
         """Apply one tenant's records; when one cannot be, those before it are, and the tenant is quarantined."""
-        ready = self._partitions[records[0].partition].ready
         try:
             replica = self._replicas.pool.get(name)
+        except TenantError as error:
+            self._quarantine.put(name, records[0], error)
+            return 0
+        opened = dict(replica.open_offsets)
+        rows, failed = self._all_or_some(replica, records)
+        # also of what it had already: from an earlier life of this process whose offset was not saved, or, of shared tables,
+        # with another partition
+        firsts = {record.partition: record.offset for record in reversed(records)}
+        for partition, offset in firsts.items():
+            self._handover.wrote(name, partition, min(offset, opened.get(partition, offset)), rows, size)
+        if failed is None:
+            self._replicas.note(name, replica)
+        else:
+            self._quarantine.put(name, *failed)
+        return rows
+
+    def _all_or_some(self, replica: Replica, records: Sequence[Numbered]) -> tuple[int, tuple[Numbered, TenantError] | None]:
+        ready = self._partitions[records[0].partition].ready
+        try:
             for truncate in self._truncates.before(records[0]):
                 replica.truncate(*truncate)
             midway = bool(replica.open_offsets)
             try:
-                rows = replica.apply(records, ready=ready)
+                return replica.apply(records, ready=ready), None
             except TenantError:
                 if midway:
                     raise  # what was applied of the open transaction is gone: one by one would find a gap
-                rows, failed = self._one_by_one(replica, records, ready)
-                if failed is not None:
-                    self._quarantine.put(name, *failed)
-                    return rows
+                return self._one_by_one(replica, records, ready)
         except TenantError as error:
-            self._quarantine.put(name, records[0], error)
-            return 0
-        self._replicas.note(name, replica)
-        return rows
+            return 0, (records[0], error)
 
     def _one_by_one(
         self, replica: Replica, records: Sequence[Numbered], ready: bool

@@ -15,13 +15,27 @@ from appliers.catalog import Catalog
 from appliers.delivery import Delivery
 from appliers.errors import TenantError
 from appliers.follow import Follower
+from appliers.handover import Handover
 from appliers.marks import Marks
+from appliers.place import SHARED_NAME
 from appliers.quarantine import Quarantine
 from appliers.replicas import Replicas
 from appliers.state import PartitionState, State
 from appliers.truncates import Truncates, finish
 from fanout import envelope
-from fanout.envelope import Close, CopyBegin, CopyEnd, Dropped, Envelope, RefillBegin, RefillEnd, Schema, Truncate
+from fanout.envelope import (
+    FIRST_COPY_CHUNK,
+    Close,
+    CopyBegin,
+    CopyEnd,
+    Dropped,
+    Envelope,
+    Position,
+    RefillBegin,
+    RefillEnd,
+    Schema,
+    Truncate,
+)
 from fanout.errors import EnvelopeUnknown
 from fanout.log.interface import Record
 
@@ -42,6 +56,7 @@ class Everybody:
         follower: Follower,
         delivery: Delivery,
         marks: Marks,
+        handover: Handover,
     ) -> None:
         self._partitions = partitions
         self._state = state
@@ -54,6 +69,7 @@ class Everybody:
         self._follower = follower
         self._delivery = delivery
         self._marks = marks
+        self._handover = handover
 
     def note(self, body: Schema | Dropped | envelope.Catalog) -> None:
         """What the log tells of the tables; no replica is touched. Raises StorageUnavailable."""
@@ -77,15 +93,15 @@ class Everybody:
             case Truncate():
                 self._truncates.note(body, record.partition, record.offset)
                 for name in self._replicas.names_of_all():  # at once: its next rows may come with another partition
-                    self._act(name, record, lambda r: r.truncate(body, record.partition, record.offset))
+                    self._act(name, record, _place(body), lambda r: r.truncate(body, record.partition, record.offset))
             case Close():
                 noted = self._truncates.of(body, record.partition)
                 for name in self._backlog.names(record.partition):  # one at a time, to its end
                     self._delivery.catch_up(name)
-                    self._act(name, record, lambda r: finish(r, noted, body))
+                    self._act(name, record, _place(body), lambda r: finish(r, noted, body))
                 self._truncates.end(body, record.partition)
                 if noted:
-                    self._each(record, lambda r: finish(r, noted, body))
+                    self._each(record, _place(body), lambda r: finish(r, noted, body))
             case CopyBegin(generation):
                 self._truncates.forget(record.partition)
                 for name in self._backlog.names(record.partition):
@@ -97,28 +113,38 @@ class Everybody:
                     self._quarantine.release(record.partition, lambda name: self._replicas.path(name).exists())
             case CopyEnd(generation, commit_lsn):
                 if generation >= partition.generation:
-                    self._each(record, lambda r: r.finish_copy(generation, commit_lsn))
+                    self._each(record, _place(body), lambda r: r.finish_copy(generation, commit_lsn))
                     self._follower.copied(partition, commit_lsn)
                     partition.generation, partition.ready = generation, True
             case RefillBegin() | RefillEnd() if not self._is_current(body.generation, record):
                 pass
             case RefillBegin():
-                self._each(record, lambda r: r.begin_refill(body))
+                self._each(record, _place(body), lambda r: r.begin_refill(body))
             case RefillEnd():
-                self._each(record, lambda r: r.end_refill(body))
+                self._each(record, _place(body), lambda r: r.end_refill(body))
             case _:
                 raise EnvelopeUnknown("A record for everybody that nobody knows", offset=record.offset)
 
-    def _each(self, record: Record, act: Callable[[Replica], None]) -> None:
-        for name in (*self._replicas.names(record.partition), *self._replicas.names_of_all()):
-            self._act(name, record, act)
+    def _each(self, record: Record, at: Position, act: Callable[[Replica], None]) -> None:
+        names = [*self._replicas.names(record.partition), *self._replicas.names_of_all()]
+        self._handover.expect(names)
+        for name in names:
+            self._act(name, record, at, act)
 
-    def _act(self, name: str, record: Record, act: Callable[[Replica], None]) -> None:
+    def _act(self, name: str, record: Record, at: Position, act: Callable[[Replica], None]) -> None:
+        """`at`: where the record stands; what is there or behind had it, maybe in an earlier life of this process."""
         if name in self._quarantine:
             return
         try:
             replica = self._replicas.pool.get(name)
+            commits = replica.commits
             act(replica)
             self._replicas.note(name, replica)
+            if replica.commits != commits or replica.open_offsets or replica.position >= at or name == SHARED_NAME:
+                self._handover.wrote(name, record.partition, record.offset, 0, len(record.value))
         except TenantError as error:
             self._quarantine.put_at(name, record, error)
+
+
+def _place(body: Truncate | Close | CopyEnd | RefillBegin | RefillEnd) -> Position:
+    return Position(body.generation, body.commit_lsn, FIRST_COPY_CHUNK)

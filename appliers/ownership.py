@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
 from appliers.backlog import Backlog
 from appliers.catalog import Catalog
-from appliers.errors import ReplicaLost
+from appliers.errors import ReplicaLost, StorageUnavailable, StoreUnavailable
 from appliers.follow import Follower
+from appliers.handover import Handover
 from appliers.marks import Marks
 from appliers.quarantine import Quarantine
 from appliers.replicas import Replicas
@@ -38,24 +39,10 @@ log = structlog.get_logger("applier")
 
 _LOCK_PAUSE_S: Final = 0.05
 """Between two looks at a lock that another process holds: the system tells nobody when it is let go."""
+_TAKE_PAUSE_S: Final = 2.0
+"""Before a partition is asked for again whose snapshots cannot be reached."""
 _LOCK_PATIENCE_S: Final = 10.0
 """Before a lock that is still held is worth a line of log: its holder has been stopped, or is not of the group."""
-
-
-class Handover(Protocol):
-    """What passes from machine to machine beside the log. Called on the applier's thread, under the partitions' locks."""
-
-    def take(self, state: PartitionState) -> PartitionState:
-        """Step 2 of a partition that was assigned. `state`: as it was saved here; answers with where it stands now.
-
-        Replicas that were put in place have to be in what `State.replicas` answers afterwards.
-        """
-
-    def give(self, states: Mapping[int, PartitionState], deadline: float) -> None:
-        """Step 5: these are durable here, closed, and about to go. Come back by the deadline (time.monotonic)."""
-
-    def drop(self, partitions: Iterable[int]) -> None:
-        """These are somebody else's, or about to be: publish nothing more of them."""
 
 
 class Ownership:
@@ -73,7 +60,7 @@ class Ownership:
         follower: Follower,
         marks: Marks,
         saving: Saving,
-        handover: Handover | None,
+        handover: Handover,
     ) -> None:
         self._partitions = partitions
         self._state = state
@@ -88,6 +75,7 @@ class Ownership:
         self._handover = handover
         self._waiting: dict[int, float] = {}
         """Assigned, and locked by another process: since when."""
+        self._not_before = 0.0
         self._told: set[int] = set()
 
     # --- a fixed share ---
@@ -96,7 +84,7 @@ class Ownership:
         """Lock and load these. Raises PartitionInUse, StorageUnavailable."""
         ours = list(partitions)
         self._state.own(ours)
-        self._load(ours)
+        self._load([self._handover.take(state) for state in self._state.partitions(ours).values()])
 
     def start(self, reader: LogReader) -> None:
         """Read what was loaded. Raises LogTrimmed, LogReplaced."""
@@ -112,7 +100,7 @@ class Ownership:
 
     def wait_s(self) -> float | None:
         """Seconds until a lock is to be looked at; None when none is waited for."""
-        return _LOCK_PAUSE_S if self._waiting else None
+        return max(_LOCK_PAUSE_S, self._not_before - time.monotonic()) if self._waiting else None
 
     def step(self, member: LogMember) -> bool:
         """Do what the group asks; whether it changed anything. Between fetches.
@@ -133,25 +121,38 @@ class Ownership:
 
     def _take_free(self, member: LogMember) -> bool:
         """Steps of assign, for those whose lock is free."""
-        free = [partition for partition in self._waiting if self._state.try_own(partition)]
-        for partition in free:
+        free: list[int] = []
+        if time.monotonic() >= self._not_before:
+            free = [partition for partition in self._waiting if self._state.try_own(partition)]
+        taken = self._take(free)
+        for partition in taken:
             del self._waiting[partition]
         self._told &= self._waiting.keys()
         for partition, since in self._waiting.items():
             if partition not in self._told and time.monotonic() - since > _LOCK_PATIENCE_S:
                 self._told.add(partition)
                 log.warning("another process of this machine has not let go of a partition", partition=partition)
-        if free:
-            self._load(free)
-            self._find_missing(free)
-            member.assign({p: self._partitions[p].offset for p in free})
-        return bool(free)
+        if taken:
+            self._load(taken.values())
+            self._find_missing(taken)
+            member.assign({p: state.offset for p, state in taken.items()})
+        return bool(taken)
 
-    def _load(self, partitions: Iterable[int]) -> None:
-        ours = list(partitions)
-        found = self._state.partitions(ours)
-        if self._handover is not None:
-            found = {p: self._handover.take(state) for p, state in found.items()}
+    def _take(self, free: Iterable[int]) -> dict[int, PartitionState]:
+        """Those of which it can be had by now what other machines had; the others are let go of, and waited for."""
+        taken: dict[int, PartitionState] = {}
+        for partition, state in self._state.partitions(free).items():
+            try:
+                taken[partition] = self._handover.take(state)
+            except (StoreUnavailable, StorageUnavailable) as error:
+                self._state.disown(partition)
+                self._not_before = time.monotonic() + _TAKE_PAUSE_S
+                log.warning("a partition cannot be taken yet", partition=partition, reason=str(error), hint=error.hint)
+        return taken
+
+    def _load(self, states: Iterable[PartitionState]) -> None:
+        found = {state.partition: state for state in states}
+        ours = list(found)
         # another applier of this directory may have read on in the log, and told the state alone
         self._state.load_catalog(self._catalog)
         self._partitions.update(found)
@@ -183,8 +184,7 @@ class Ownership:
         left = deadline - time.monotonic()
         if left <= 0 or not self._saving.make_durable(leaving, left):
             return False
-        if self._handover is not None:
-            self._handover.give(leaving, deadline)
+        self._handover.give(leaving, deadline)
         self._saving.save()
         return True
 
@@ -205,8 +205,7 @@ class Ownership:
 
     def _unlock(self, partitions: Iterable[int]) -> None:
         """Step 7: what was not saved by now is not saved by us."""
-        if self._handover is not None:
-            self._handover.drop(partitions)
+        self._handover.drop(partitions)
         self._saving.forget(partitions)
         self._replicas.forget(partitions)
         for partition in partitions:

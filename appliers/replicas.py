@@ -15,6 +15,7 @@ from appliers.apply import Replica
 from appliers.catalog import Catalog
 from appliers.checkpoint import Checkpointer
 from appliers.errors import ReplicaCorrupt, ReplicaForeign
+from appliers.handover import Handover
 from appliers.place import (
     SHARED_FILE,
     SHARED_NAME,
@@ -39,13 +40,19 @@ class Replicas:
     """`partitions`: those that are ours, which the owner changes; `count`: of the whole log."""
 
     def __init__(
-        self, options: WorkerOptions, catalog: Catalog, partitions: Mapping[int, PartitionState], count: int
+        self,
+        options: WorkerOptions,
+        catalog: Catalog,
+        partitions: Mapping[int, PartitionState],
+        count: int,
+        handover: Handover,
     ) -> None:
         self._root = options.root
         self._checkpoint_pages = options.checkpoint_pages
         self._catalog = catalog
         self._partitions = partitions
         self._count = count
+        self._handover = handover
         self.roster = Roster({})
         self.unfinished: set[str] = set()
         """Those that have a part of a transaction, open."""
@@ -83,14 +90,15 @@ class Replicas:
         return self.names_of_all() if partition == SHARED_PARTITION else self.names(partition)
 
     def names(self, partition: int) -> Iterator[str]:
-        """The tenants that have a replica in this partition."""
+        """The tenants that have a replica in this partition, also one that is not in its place yet."""
+        yield from list(self._handover.pending(partition))
         for path in list(replica_files(self._root, partition)):
             try:
                 name = decode_name(path.name.removesuffix(SUFFIX))
                 tenant = replica_module.tenant_of(path) if name is None else name
             except (ValueError, ReplicaForeign, ReplicaCorrupt):
                 continue  # no tenant's; or one's whose next record finds out what is wrong with it
-            if tenant is not None:
+            if tenant is not None and tenant not in self._handover.pending(partition):
                 yield tenant
 
     def missing(self, partitions: Iterable[int]) -> Iterator[str]:
@@ -99,6 +107,8 @@ class Replicas:
         present[SHARED_PARTITION] = {encode_name(name) + SUFFIX for name in self.names_of_all()}
         for name, generation in list(self.roster):
             files = present.get(self.partition(name))
+            if name in self._handover.pending(self.partition(name)):
+                continue
             if files is not None and generation == self.generation(name) and encode_name(name) + SUFFIX not in files:
                 yield name
 
@@ -111,6 +121,7 @@ class Replicas:
     def open(self, name: str) -> Replica:
         """Open or make it, outside the pool. Raises TenantError, StorageUnavailable."""
         path, generation, shared = self.path(name), self.generation(name), name == SHARED_NAME
+        self._handover.place(name)
         self.roster.require(name, generation, path)
         tenant = SHARED_TENANT if shared else name
         made = Replica(path, tenant, self._catalog, self._templates[shared], shared=shared)

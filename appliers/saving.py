@@ -14,6 +14,7 @@ from appliers.backlog import Backlog
 from appliers.barrier import Barrier
 from appliers.catalog import Place
 from appliers.follow import Follower
+from appliers.handover import Handover
 from appliers.marks import Marks
 from appliers.replicas import Replicas
 from appliers.settings import WorkerOptions
@@ -38,6 +39,7 @@ class Saving:
         follower: Follower,
         marks: Marks,
         check: Callable[[], None],
+        handover: Handover,
     ) -> None:
         self._interval_s = options.barrier_interval_s
         self._reader = reader
@@ -49,6 +51,7 @@ class Saving:
         self._follower = follower
         self._marks = marks
         self.check = check
+        self._handover = handover
         self._barrier = Barrier(options.root, reader.wake)
         self._dirty = False
         self._due = 0.0
@@ -121,6 +124,7 @@ class Saving:
         self._offsets = {**self.floors(), **leaving}
         self._noted = self._replicas.roster.take_unsaved()
         self._followed = self._follower.take_unsaved()
+        self._handover.begun()
         self._dirty = False
         self._barrier.begin({p: s.offset for p, s in self._offsets.items()})
 
@@ -128,6 +132,7 @@ class Saving:
         noted = [(name, self._replicas.partition(name), generation) for name, generation in self._noted.items()]
         self._state.save_partitions(self._offsets, noted)
         self._state.save_followed(self._followed)
+        self._handover.saved(self._offsets)
         self._reader.report({p: s.offset for p, s in self._offsets.items() if s.offset >= 0})
         failpoints.hit("applier.5-committed")
         failure = self._replicas.checkpointer.failure()

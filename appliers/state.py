@@ -5,6 +5,8 @@
     followed     up to which change of the tables all replicas of a partition have their shapes (`appliers.follow`)
     quarantine   tenants that stopped, each with the place of its record and the reason
     replicas     the tenants that have a file, by generation (`appliers.roster`)
+    dirty        tenants that have changed since their last snapshot, a row for each partition (`appliers.snapshots`)
+    pending      of these, the ones whose snapshot has not been put in the file's place yet (`appliers.snapshots`)
 
 Invariant: a partition's offset is written only after everything below it is durable in the replicas (`appliers.barrier`),
 so after any crash reading starts at or before the first record that a replica may lack. The file itself needs no
@@ -18,14 +20,14 @@ import fcntl
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import apsw
 import msgspec
 
 from appliers.catalog import Catalog, Place, place_of
 from appliers.errors import PartitionInUse, StateForeign, StorageUnavailable
-from appliers.place import partition_directory
+from appliers.place import SHARED_NAME, partition_directory
 from appliers.replica import alone
 from cdc.facts import TableFacts
 from fanout.envelope import Dropped, Schema
@@ -57,6 +59,12 @@ create table followed (
 ) strict;
 create table replicas (tenant text primary key, partition integer not null, generation integer not null) strict;
 """
+_CREATE_LATER = """
+create table if not exists pending (tenant text primary key, partition integer not null, snapshot blob not null) strict;
+create table if not exists dirty (
+  partition integer not null, tenant text not null, offset integer not null, primary key (partition, tenant)
+) strict, without rowid;
+"""
 
 
 class PartitionState(msgspec.Struct):
@@ -68,6 +76,25 @@ class PartitionState(msgspec.Struct):
     ready: bool = False
     lsn: int = 0
     time_us: int = 0
+
+
+class Tables(NamedTuple):
+    """What the log has told of the tables, as it is kept here."""
+
+    schemas: list[Schema]
+    dropped: list[Dropped]
+    facts: tuple[int, int, list[TableFacts]] | None
+
+
+class Adopted(NamedTuple):
+    """A partition's state as another machine left it. `pending`: tenant -> snapshot."""
+
+    state: PartitionState
+    tables: Tables
+    quarantined: Iterable[Quarantined]
+    replicas: Iterable[tuple[str, int, int]]
+    """(name, partition, generation)."""
+    pending: Mapping[str, bytes]
 
 
 class Quarantined(msgspec.Struct, frozen=True):
@@ -161,6 +188,7 @@ class State:
                             "insert into meta values (?, ?)",
                             [("format", _FORMAT), ("log", log_identity), ("partitions", str(partitions))],
                         )
+                    conn.execute(_CREATE_LATER)
                     meta = {str(name): value for name, value in conn.execute("select name, value from meta")}
         if not meta.keys() >= {"format", "log", "partitions"}:
             raise StateForeign("state.db is damaged, or not Headrace's", path=str(path))
@@ -194,15 +222,27 @@ class State:
         if fd is not None:
             os.close(fd)
 
-    def load_catalog(self, catalog: Catalog) -> None:
+    def tables(self) -> Tables:
         """Everything that was saved of the tables."""
         with _translated(self._path):
-            for (body,) in self._conn.execute("select body from schemas"):
-                catalog.note_schema(msgspec.msgpack.decode(body, type=Schema))
-            for generation, commit_lsn, body in self._conn.execute("select generation, commit_lsn, body from facts"):
-                catalog.note_facts(generation, commit_lsn, msgspec.msgpack.decode(body, type=list[TableFacts]))
-            for oid, generation, commit_lsn, number in self._conn.execute("select * from dropped"):
-                catalog.note_dropped(Dropped(generation, commit_lsn, number, [oid]))
+            bodies: list[Any] = self._conn.execute("select body from schemas").fetchall()
+            facts: Any = self._conn.execute("select generation, commit_lsn, body from facts").fetchone()
+            dropped: list[Any] = self._conn.execute("select generation, commit_lsn, number, oid from dropped").fetchall()
+        return Tables(
+            [msgspec.msgpack.decode(body, type=Schema) for (body,) in bodies],
+            [Dropped(generation, commit_lsn, number, [oid]) for generation, commit_lsn, number, oid in dropped],
+            facts and (facts[0], facts[1], msgspec.msgpack.decode(facts[2], type=list[TableFacts])),
+        )
+
+    def load_catalog(self, catalog: Catalog) -> None:
+        """What was saved of the tables -> the catalog."""
+        tables = self.tables()
+        for schema in tables.schemas:
+            catalog.note_schema(schema)
+        if tables.facts is not None:
+            catalog.note_facts(*tables.facts)
+        for dropped in tables.dropped:
+            catalog.note_dropped(dropped)
 
     def save_schema(self, schema: Schema) -> None:
         """A Schema record that said something new; to us: another applier of this directory may know a newer one."""
@@ -259,8 +299,66 @@ class State:
         """The tenants of these partitions that have a file, and the shared replica: name -> generation."""
         owned = {*wanted, SHARED_PARTITION}
         with _translated(self._path):
-            rows: list[Any] = self._conn.execute("select tenant, partition, generation from replicas").fetchall()
-        return {tenant: generation for tenant, partition, generation in rows if partition in owned}
+            rows: list[Any] = self._conn.execute(
+                "select tenant, generation from replicas where partition in (select value from json_each(?))",
+                (msgspec.json.encode(owned).decode(),),
+            ).fetchall()
+        return dict(rows)
+
+    def adopt(self, adopted: Adopted) -> None:
+        """A partition is as another machine left it, but for what is pending. What was known of it here is over."""
+        state = adopted.state
+        partition = state.partition
+        for schema in adopted.tables.schemas:
+            self.save_schema(schema)
+        if adopted.tables.facts is not None:
+            self.save_facts(*adopted.tables.facts)
+        for dropped in adopted.tables.dropped:
+            self.save_dropped(dropped)
+        with _translated(self._path), self._conn:
+            self._conn.execute("delete from quarantine where partition = ? and tenant <> ?", (partition, SHARED_NAME))
+            for entry in adopted.quarantined:
+                self.quarantine(entry)
+            self._conn.execute("delete from followed where partition = ?", (partition,))
+            self._conn.execute("delete from dirty where partition = ?", (partition,))
+            self.save_pending(partition, adopted.pending)
+            self.save_partitions({partition: state}, adopted.replicas)
+
+    def dirty(self, partition: int) -> dict[str, int]:
+        """Tenant -> the offset of its first record that no snapshot holds."""
+        with _translated(self._path):
+            rows: list[Any] = self._conn.execute(
+                "select tenant, offset from dirty where partition = ?", (partition,)
+            ).fetchall()
+        return dict(rows)
+
+    def save_dirty(self, changed: Mapping[int, Mapping[str, int | None]]) -> None:
+        """Partition -> tenant -> that offset, None for one that is clean. Saved before the offsets that it belongs to."""
+        dirty = [(p, name, at) for p, tenants in changed.items() for name, at in tenants.items() if at is not None]
+        clean = [(p, name) for p, tenants in changed.items() for name, at in tenants.items() if at is None]
+        with _translated(self._path), self._conn:
+            self._conn.executemany("insert or replace into dirty values (?, ?, ?)", dirty)
+            self._conn.executemany("delete from dirty where partition = ? and tenant = ?", clean)
+
+    def pending(self, partition: int) -> dict[str, bytes]:
+        """Tenant -> the snapshot that has not been put in its place yet."""
+        with _translated(self._path):
+            rows: list[Any] = self._conn.execute(
+                "select tenant, snapshot from pending where partition = ?", (partition,)
+            ).fetchall()
+        return dict(rows)
+
+    def save_pending(self, partition: int, snapshots: Mapping[str, bytes]) -> None:
+        """These are the partition's pending tenants, and no others."""
+        with _translated(self._path), self._conn:
+            self._conn.execute("delete from pending where partition = ?", (partition,))
+            rows = [(tenant, partition, snapshot) for tenant, snapshot in snapshots.items()]
+            self._conn.executemany("insert into pending values (?, ?, ?)", rows)
+
+    def forget_pending(self, tenants: Iterable[str]) -> None:
+        """Their files are in place. Called behind the barrier only."""
+        with _translated(self._path), self._conn:
+            self._conn.executemany("delete from pending where tenant = ?", [(tenant,) for tenant in tenants])
 
     def save_partitions(self, states: Mapping[int, PartitionState], replicas: Iterable[tuple[str, int, int]] = ()) -> None:
         """`replicas`: (tenant, partition, generation) of files that these offsets have made.

@@ -44,6 +44,12 @@ class WorkerStatus(msgspec.Struct):
     """Tenants whose replicas stand still until the values that a row lacks are there; at most 20, oldest first."""
     behind: int = 0
     """Partitions in which not every replica has the tables' present shape yet."""
+    pending: int = 0
+    """Replicas that are in the object store, and not in their place here yet."""
+    dirty: int = 0
+    """Tenants that have changed since their last snapshot."""
+    published_ms: int | None = None
+    """When (Unix milliseconds) the oldest of the newest manifests was published; 0: a partition has none yet."""
     places: list[PartitionState] = []
     """Where each partition is, not yet durable."""
 

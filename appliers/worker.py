@@ -26,8 +26,9 @@ from appliers.delivery import SHARED_KEY, Delivery
 from appliers.errors import ReplicaLost, TenantError
 from appliers.everybody import Everybody
 from appliers.follow import Follower
+from appliers.handover import Applier, Handover
 from appliers.marks import Marks
-from appliers.ownership import Handover, Ownership
+from appliers.ownership import Ownership
 from appliers.quarantine import Quarantine
 from appliers.replicas import Replicas
 from appliers.saving import Saving
@@ -44,6 +45,8 @@ __all__ = ["Held", "Worker", "WorkerOptions", "WorkerStatus"]
 
 log = structlog.get_logger("applier")
 
+_GIVE_S: Final = 10.0
+"""How long an applier that is stopped may take for snapshots."""
 _FOLLOW_S: Final = 0.02
 """How long records wait at most for replicas that have none, beside what one replica takes."""
 
@@ -67,6 +70,7 @@ class Worker:
         """
         self._options = options
         self._reader = reader
+        self._handover = handover = handover or Handover()
         self._member = member
         self._partitions: dict[int, PartitionState] = {}
         self._state = State(options.root, reader.identity, reader.partitions)
@@ -78,7 +82,7 @@ class Worker:
         truncates = Truncates()
         self._marks = marks = Marks()
         self._bodies = Bodies(self._partitions)
-        self._replicas = Replicas(options, catalog, self._partitions, reader.partitions)
+        self._replicas = Replicas(options, catalog, self._partitions, reader.partitions, handover)
         self._quarantine = Quarantine(self._state, self._let_go)
         self._follower = Follower(catalog, self._replicas.names_in)
         self._delivery = Delivery(
@@ -90,6 +94,7 @@ class Worker:
             truncates,
             self._teller,
             min(options.open_transactions, options.warm_replicas),
+            handover,
         )
         self._everybody = Everybody(
             self._partitions,
@@ -103,6 +108,7 @@ class Worker:
             self._follower,
             self._delivery,
             marks,
+            handover,
         )
         self._saving = Saving(
             options,
@@ -115,6 +121,7 @@ class Worker:
             self._follower,
             marks,
             self._find_exchanged,
+            handover,
         )
         self._ownership = Ownership(
             self._partitions,
@@ -128,6 +135,12 @@ class Worker:
             marks,
             self._saving,
             handover,
+        )
+        replicas = self._replicas
+        handover.join(
+            Applier(
+                self._state, reader, replicas.path, replicas.unfinished.__contains__, replicas.discard, self._stop_tenant
+            )
         )
         try:
             self._ownership.own(partitions)
@@ -162,16 +175,21 @@ class Worker:
                     self._tell()
                 self._follow()
                 self._saving.sync()
+                if self._handover.step(self._saving.floors):
+                    self._teller.news()
+                    self._saving.touched()
                 if self._teller.is_due():
                     self._tell()
             self.status.phase = "stopped"
             self._saving.finish()
+            self._handover.give(self._saving.floors(), time.monotonic() + _GIVE_S)
             self._tell()
             log.info("stopped", rows=self.status.rows)
         finally:
             self._close()
 
     def _close(self) -> None:
+        self._handover.close()
         self._replicas.close()
         self._backlog.close()
         self._saving.close()
@@ -180,7 +198,7 @@ class Worker:
     def _timeout(self) -> float | None:
         """Seconds until the barrier or a status is due; without news neither is, and the log alone wakes us."""
         now = time.monotonic()
-        waits = (self._follower.wait_s(self._partitions), self._ownership.wait_s())
+        waits = (self._follower.wait_s(self._partitions), self._ownership.wait_s(), self._handover.wait_s())
         due = [
             *(at for at in (self._saving.due_at(), self._teller.due_at()) if at is not None),
             *(now + wait_s for wait_s in waits if wait_s is not None),
@@ -266,10 +284,14 @@ class Worker:
         except TenantError as error:
             self._quarantine.put_at(name, self._replicas.place(name), error)
 
+    def _stop_tenant(self, name: str, error: TenantError) -> None:
+        if name not in self._quarantine:
+            self._quarantine.put_at(name, self._replicas.place(name), error)
+
     def _find_exchanged(self) -> None:
         for name in list(self._replicas.exchanged()):
             lost = ReplicaLost("The replica's file was removed or exchanged while it was written")
-            self._quarantine.put_at(name, self._replicas.place(name), lost)
+            self._stop_tenant(name, lost)
 
     def _let_go(self, name: str) -> None:
         """A tenant that is quarantined holds nothing up."""
@@ -284,6 +306,7 @@ class Worker:
         status.behind = self._follower.behind(self._partitions)
         status.held = self._replicas.held()
         status.quarantined = len(self._quarantine)
+        self._handover.tell(status)
         status.waiting = self._ownership.waiting
         self._teller.tell(self._partitions)
 

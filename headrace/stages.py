@@ -22,6 +22,10 @@ from typing import Protocol
 import structlog
 
 from appliers.assignment import Share
+from appliers.handover import Handover
+from appliers.snapshots.handover import SnapshotHandover
+from appliers.snapshots.policy import Bounds
+from appliers.snapshots.store import open_store
 from appliers.worker import Worker, WorkerOptions
 from cdc.errors import Disposition, HeadraceError, MessageUncertain, SourceConfused
 from fanout.log import open_member, open_reader, open_writer
@@ -173,7 +177,7 @@ def run_applier(config: Config, share: Share) -> None:
     def attempt(run: Callable[[Stage], None]) -> None:
         with open_reader(config.log) as reader:
             partitions: Sequence[int] = share.partitions(reader.partitions)
-            run(Worker(options, reader, partitions, status_file.write))
+            run(Worker(options, reader, partitions, status_file.write, handover=_handover(config)))
 
     Runner(config.run.retry_s, status_file).run(attempt)
 
@@ -185,9 +189,19 @@ def run_member(config: Config, instance: str) -> None:
 
     def attempt(run: Callable[[Stage], None]) -> None:
         with open_member(config.log, instance) as member:
-            run(Worker(options, member, on_status=status_file.write, member=member))
+            run(Worker(options, member, on_status=status_file.write, member=member, handover=_handover(config)))
 
     Runner(config.run.retry_s, status_file).run(attempt)
+
+
+def _handover(config: Config) -> Handover:
+    """With an object store, if one is configured. Raises StoreMisconfigured, StoreUnavailable."""
+    snapshots = config.snapshots
+    if not snapshots.url:
+        return Handover()
+    bounds = Bounds(snapshots.changes, snapshots.bytes, snapshots.age_s, snapshots.at_once)
+    store = open_store(snapshots.url, snapshots.options)
+    return SnapshotHandover(store, bounds, interval_s=snapshots.interval_s, retention_s=snapshots.days * 86400)
 
 
 def _worker_options(config: Config) -> WorkerOptions:

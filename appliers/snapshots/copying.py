@@ -5,6 +5,8 @@ committed at one moment; a transaction that the writer has open does not show, n
 copies pages (a fifth of the time of VACUUM INTO), and would copy damage as well: `quick_check` goes before it, so that a
 damaged replica never takes a good snapshot's place. Nothing here is durable before `Store.settle`.
 
+`bring_forward`: the same for the shared replica, which several processes write and whose file therefore stays.
+
 `hydrate`: the file appears whole and checked, or not at all: length and checksum as the manifest says, then whose it is and
 its position. Its content is synced before it gets its name; the name is durable with the next barrier. Whoever calls
 it owns the partition's directory, and nobody has the old file open.
@@ -31,8 +33,8 @@ from appliers.replica import recognise, storage_error
 from appliers.snapshots.claims import Claim
 from appliers.snapshots.manifest import SnapshotRef
 from appliers.snapshots.store import Store
+from appliers.table import quote
 from cdc import failpoints
-from cdc.errors import InvariantError
 
 LEVEL: Final = 3
 _IN_MEMORY: Final = 8 << 20
@@ -40,16 +42,19 @@ _PIECE: Final = 1 << 20
 _LEFTOVER: Final = re.compile(r"\.\d+\.(copy|hydrated)(-wal|-shm|-journal)?$")
 
 
-def take(store: Store, held: Claim, path: Path, tenant: str, *, offset: int, now_ms: int) -> SnapshotRef:
+def take(store: Store, held: Claim, path: Path, tenant: str, *, offset: int, now_ms: int) -> SnapshotRef | None:
     """Put a copy of the tenant's replica as it is now. `offset`: all of the tenant's records below it are committed in it.
 
-    Memory is bounded, whatever the replica's size; the disk needs room for it once more.
+    None: it has had no commit, so there is nothing to put. Memory is bounded, whatever the replica's size; the disk needs
+    room for it once more.
     Raises ReplicaCorrupt, ReplicaForeign, ReplicaLost, StorageUnavailable, and what the store raises.
     """
     copy = path.with_suffix(f".{os.getpid()}.copy")
     with _storage(path), tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=str(path.parent)) as packed:
         try:
             found = _copy(path, copy, tenant)
+            if found is None:
+                return None
             with copy.open("rb") as raw:
                 raw_bytes, checksum = _compress(raw, packed)
         finally:
@@ -86,6 +91,59 @@ def hydrate(store: Store, ref: SnapshotRef, path: Path, tenant: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def bring_forward(store: Store, ref: SnapshotRef, path: Path, tenant: str) -> None:
+    """As `hydrate`, for a replica that other processes have open: its content becomes the snapshot's in one SQLite
+    transaction, unless it is there or further already. Raises as `hydrate`."""
+    if not path.exists():
+        hydrate(store, ref, path, tenant)
+        return
+    temporary = path.with_suffix(f".{os.getpid()}.hydrated")
+    with _storage(path), closing(_open_for_exchange(path)) as conn:
+        if not recognise(conn, path, tenant) or read_position(conn).position < ref.position:
+            try:
+                with temporary.open("wb") as file:
+                    _unpack(store, ref, file)
+                _verify(temporary, ref, tenant)
+                conn.execute("attach ? as snapshot", (f"{temporary.absolute().as_uri()}?immutable=1",))
+                _replace_content(conn, ref)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+def _open_for_exchange(path: Path) -> apsw.Connection:
+    conn = apsw.Connection(path.absolute().as_uri(), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI)
+    conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    conn.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+    conn.pragma("wal_autocheckpoint", 0)
+    return conn
+
+
+def _replace_content(conn: apsw.Connection, ref: SnapshotRef) -> None:
+    conn.execute("begin immediate")
+    with _ended(conn):
+        if read_position(conn).position >= ref.position:  # another process brought it further meanwhile
+            return
+        tables = "select name, sql from {}.sqlite_schema where type = 'table' and name not like 'sqlite%'"
+        for name, _ in conn.execute(tables.format("main")).fetchall():
+            conn.execute(f"drop table main.{quote(str(name))}")
+        for name, statement in conn.execute(tables.format("snapshot")).fetchall():
+            conn.execute(str(statement))
+            conn.execute(f"insert into main.{quote(str(name))} select * from snapshot.{quote(str(name))}")
+        indexes = "select sql from snapshot.sqlite_schema where type = 'index' and sql is not null"
+        for (statement,) in conn.execute(indexes).fetchall():
+            conn.execute(str(statement))
+
+
+@contextmanager
+def _ended(conn: apsw.Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        conn.execute("rollback")
+        raise
+    conn.execute("commit")
+
+
 def remove_leftovers(directory: Path) -> None:
     """What copies and hydrations that were killed have left in a partition's directory; its owner calls this first."""
     with _storage(directory):
@@ -94,8 +152,8 @@ def remove_leftovers(directory: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _copy(path: Path, copy: Path, tenant: str) -> TenantPosition:
-    """The replica's committed content at one moment -> a file; answers the position in it."""
+def _copy(path: Path, copy: Path, tenant: str) -> TenantPosition | None:
+    """The replica's committed content at one moment -> a file; answers the position in it, None when there is no content."""
     if not path.exists():
         raise ReplicaLost("The replica's file is gone, and the rows that were in it", path=str(path))
     copy.unlink(missing_ok=True)
@@ -106,7 +164,7 @@ def _copy(path: Path, copy: Path, tenant: str) -> TenantPosition:
         source.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
         with source:
             if not recognise(source, path, tenant):
-                raise InvariantError("A snapshot was asked of a replica that has had no commit", path=str(path))
+                return None
             found = read_position(source)
             if source.execute("pragma quick_check(1)").get != "ok":
                 raise ReplicaCorrupt("SQLite finds the replica damaged", path=str(path))

@@ -15,7 +15,6 @@ from typing import Final
 import msgspec
 import zstandard
 
-from appliers.catalog import Place
 from appliers.errors import ManifestUnreadable
 from appliers.state import Quarantined
 from cdc.facts import TableFacts
@@ -69,8 +68,7 @@ class Known(msgspec.Struct, array_like=True, frozen=True):
 class Manifest(msgspec.Struct, array_like=True, frozen=True):
     """The state of a partition: what `appliers.state` keeps of it, and where each tenant's snapshot is.
 
-    `offset`: the log is read from here on. `generation`, `ready`, `lsn`, `time_us`: as in PartitionState. `followed`:
-    up to which change of the tables its replicas have followed.
+    `offset`: the log is read from here on. `generation`, `ready`, `lsn`, `time_us`: as in PartitionState.
     """
 
     log: str
@@ -87,7 +85,6 @@ class Manifest(msgspec.Struct, array_like=True, frozen=True):
     dropped: list[Dropped]
     facts: Known | None
     quarantined: list[Quarantined]
-    followed: Place | None
     tenants: dict[str, SnapshotRef]
     superseded: list[Superseded]
 

@@ -49,16 +49,29 @@ class DirtyTenants:
     def __init__(self) -> None:
         self._dirty: dict[str, Dirt] = {}
         self._taking: dict[str, Dirt] = {}
+        self._changed: set[str] = set()
 
     def note(self, tenant: str, offset: int, changes: int, size: int, now: float) -> None:
         """A commit of the tenant's replica: `offset` is that of its first record, `size` its records' bytes."""
         dirt = self._dirty.get(tenant)
         if dirt is None:
             self._dirty[tenant] = Dirt(offset, changes, size, now)
+            self._changed.add(tenant)
         else:
             dirt.changes += changes
             dirt.size += size
-            dirt.offset = min(dirt.offset, offset)  # records are read again after a hold
+            if offset < dirt.offset:  # records are read again after a hold
+                dirt.offset = offset
+                self._changed.add(tenant)
+
+    def take_changed(self) -> dict[str, int | None]:
+        """Tenant -> offset of its first record that no snapshot holds (None: clean), where it is another than last time."""
+        changed, self._changed = self._changed, set()
+        return {tenant: self._first(tenant) for tenant in changed}
+
+    def _first(self, tenant: str) -> int | None:
+        found = [dirts[tenant].offset for dirts in (self._dirty, self._taking) if tenant in dirts]
+        return min(found) if found else None
 
     def due(self, now: float, bounds: Bounds) -> list[str]:
         """Whose snapshot to take now, most overdue first; never one that is being taken."""
@@ -78,6 +91,7 @@ class DirtyTenants:
 
     def finish(self, tenant: str) -> bool:
         """The snapshot is put. True: the next manifest is to name it; False: the tenant was forgotten meanwhile."""
+        self._changed.add(tenant)
         return self._taking.pop(tenant, None) is not None
 
     def put_back(self, tenant: str) -> None:
@@ -88,8 +102,17 @@ class DirtyTenants:
 
     def forget(self, tenant: str) -> None:
         """The tenant is gone, or its replica is made afresh."""
+        self._changed.add(tenant)
         self._dirty.pop(tenant, None)
         self._taking.pop(tenant, None)
+
+    def taking(self) -> dict[str, int]:
+        """Those that are being taken, with the offset of the first record that no snapshot holds."""
+        return {tenant: dirt.offset for tenant, dirt in self._taking.items()}
+
+    def rest(self, reached: int) -> int:
+        """As `floor`, when all that are being taken succeed."""
+        return min([reached, *(dirt.offset for dirt in self._dirty.values())])
 
     def floor(self, reached: int) -> int:
         """From where the log must be read, when everything below `reached` is committed in the replicas."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from appliers.ownership import Handover
+from appliers.handover import Handover
 from appliers.place import SHARED_FILE, replica_path
 from appliers.state import PartitionState, State
 from appliers.worker import Worker, WorkerOptions

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from fanout.log import LogConfig
-from tests.conftest import Database
+from headrace.local_postgres import LocalPostgres
+from tests.conftest import SETTINGS, Database
 from tests.faults.pipeline import PARTITIONS, Pipeline
 from tests.faults.traffic import prepare
 
@@ -64,3 +65,19 @@ def new_pipeline(tmp_path: Path) -> Iterator[Callable[..., Pipeline]]:
 def pipeline(new_pipeline: Callable[..., Pipeline], database: Database, log: LogConfig) -> Pipeline:
     """A pipeline on each log, with the founders in Postgres and no process started."""
     return new_pipeline(database, log)
+
+
+@pytest.fixture
+def own_database(new_postgres: Callable[..., LocalPostgres]) -> Iterator[Callable[..., Database]]:
+    """A database on a server of the test's own, with these settings."""
+    made: list[Database] = []
+
+    def make(**settings: str | int) -> Database:
+        server = new_postgres(settings={**SETTINGS, **settings})
+        server.start()
+        made.append(Database(server, "postgres"))
+        return made[-1]
+
+    yield make
+    for database in made:
+        database._connections.close()

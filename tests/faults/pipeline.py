@@ -131,6 +131,7 @@ class Pipeline:
             "log.kafka": log_table["kafka"],
             "replicas": {"path": str(self.root)},
             "apply": {"barrier_interval_s": 0.2},
+            "snapshots": {},
             "run": {"retry_s": 0.5},
         }
         lines = []

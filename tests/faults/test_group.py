@@ -35,17 +35,20 @@ KILLS = int(os.environ.get("HEADRACE_KILLS", "3"))
 FAULTS: Final = ("away", "stopped", "broker", "killed", "restarted")
 SESSION_S: Final = 2.0
 SESSION: Final = {"session.timeout.ms": "2000", "heartbeat.interval.ms": "500", "max.poll.interval.ms": "8000"}
+SNAPSHOTS: Final = {"interval_s": 0.2, "changes": 20, "age_s": 1.0}
 PAST_SESSION_S: Final = SESSION_S + 1.5
 
 
 class Group:
     """A pipeline whose appliers are a group."""
 
-    def __init__(self, pipeline: Pipeline, *, shared: bool) -> None:
-        """`shared`: all members are on one machine, with one directory of replicas."""
+    def __init__(self, pipeline: Pipeline, *, shared: bool = False, store: bool = False) -> None:
+        """`shared`: all members are on one machine, with one directory of replicas. `store`: what a new owner has not, it
+        takes from snapshots."""
         self.pipeline = pipeline
         self.members: dict[str, Stage] = {}
         self._shared = shared
+        self._store = store
 
     def root(self, name: str) -> Path:
         return self.pipeline.directory / ("replicas" if self._shared else f"replicas-{name}")
@@ -57,6 +60,8 @@ class Group:
     def start(self, *names: str) -> None:
         for name in names:
             more: dict[str, dict[str, object]] = {"replicas": {"path": str(self.root(name))}, "apply": {"group": True}}
+            if self._store:
+                more["snapshots"] = {"url": str(self.pipeline.directory / "store"), **SNAPSHOTS}
             config = self.pipeline.configure(f"{name}.toml", more=more)
             self.members[name] = self.pipeline.member(name, config)
 
@@ -232,18 +237,18 @@ def group_log(broker: KafkaBroker, database: Database) -> LogConfig:
 @pytest.fixture
 def new_group(new_pipeline: Callable[..., Pipeline], database: Database, group_log: LogConfig) -> Callable[..., Group]:
     """Makes a group without members over a pipeline without a relay."""
-    return lambda *, shared: Group(new_pipeline(database, group_log), shared=shared)
+    return lambda **options: Group(new_pipeline(database, group_log), **options)
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["machines", "one-machine"])
+@pytest.mark.parametrize("options", [{}, {"shared": True}, {"store": True}], ids=["machines", "one-machine", "store"])
 @pytest.mark.timeout(150 + 12 * KILLS)
 def test_random_faults(
-    new_group: Callable[..., Group], group_log: LogConfig, broker: KafkaBroker, seed: int, shared: bool
+    new_group: Callable[..., Group], group_log: LogConfig, broker: KafkaBroker, seed: int, options: dict[str, bool]
 ) -> None:
     """Whatever happens to members and broker: every replica equals Postgres at its owner, no file is written by two, and no
     offset is shown that is not durable."""
     pick = random.Random(seed)
-    group = new_group(shared=shared)
+    group = new_group(**options)
     relay = group.pipeline.relay()
     group.start("a", "b", "c")
     with ExitStack() as watching:
@@ -293,7 +298,7 @@ def _hurt(group: Group, name: str, fault: str, broker: KafkaBroker) -> None:
 def test_a_stopped_member_comes_back(new_group: Callable[..., Group], group_log: LogConfig, seed: int) -> None:
     """A machine that stands still past its session's timeout loses its partitions to another one, which reads them from the
     beginning; when it goes on, it notices, lets go without saving, and gets partitions again."""
-    group = new_group(shared=False)
+    group = new_group()
     group.pipeline.relay()
     group.start("a", "b")
     with Observer(group, group_log), group.pipeline.traffic(seed) as traffic:

@@ -6,14 +6,13 @@ afterwards every replica equals Postgres again, also those of tenants that went 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from psycopg import sql
 
 from fanout.log import LogConfig
-from headrace.local_postgres import LocalPostgres
-from tests.conftest import SETTINGS, Database
+from tests.conftest import Database
 from tests.end_to_end.oracle import reading, replicas_in, wait_until
 from tests.faults.pipeline import Pipeline, Stage
 
@@ -27,22 +26,6 @@ GONE = "tenant-that-goes"
 def embedded(new_pipeline: NewPipeline, database: Database, embedded_log: LogConfig) -> Pipeline:
     """A pipeline on the session's server and an embedded log."""
     return new_pipeline(database, embedded_log)
-
-
-@pytest.fixture
-def own_database(new_postgres: Callable[..., LocalPostgres]) -> Iterator[Callable[..., Database]]:
-    """A database on a server of the test's own, with these settings."""
-    made: list[Database] = []
-
-    def make(**settings: str | int) -> Database:
-        server = new_postgres(settings={**SETTINGS, **settings})
-        server.start()
-        made.append(Database(server, "postgres"))
-        return made[-1]
-
-    yield make
-    for database in made:
-        database._connections.close()
 
 
 def run_then_stop_relay(pipeline: Pipeline) -> Stage:

@@ -31,7 +31,7 @@ def _encoded(body: envelope.Envelope) -> bytes:
     return envelope.encode(body, newer=newer)
 
 
-def _write(config: LogConfig, records: list[Sent]) -> None:
+def write(config: LogConfig, records: list[Sent]) -> None:
     with open_writer(config) as writer:
         for tenant, body in records:
             value = _encoded(body)
@@ -67,7 +67,7 @@ def _work(config: LogConfig, root: Path, pick: random.Random) -> bool:
     return True
 
 
-def _batches(records: list[Sent], pick: random.Random) -> Iterator[list[Sent]]:
+def batches(records: list[Sent], pick: random.Random) -> Iterator[list[Sent]]:
     at = 0
     while at < len(records):
         size = pick.randint(1, 11)
@@ -79,8 +79,8 @@ def _batches(records: list[Sent], pick: random.Random) -> Iterator[list[Sent]]:
 def test_any_history_in_any_lives_ends_as_the_source(tmp_path: Path, seed: int) -> None:
     history, pick = History(seed), random.Random(f"{seed} lives")
     config, root = LogConfig(path=str(tmp_path / "log"), partitions=1), tmp_path / "replicas"
-    for batch in _batches(history.records, pick):
-        _write(config, batch)
+    for batch in batches(history.records, pick):
+        write(config, batch)
         _work(config, root, pick)
     while not _work(config, root, pick):
         pass

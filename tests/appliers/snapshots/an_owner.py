@@ -24,11 +24,13 @@ def publish(url: str, directory: Path, lsn: int) -> None:
     taken = {}
     for tenant in TENANTS:
         replica = making.made_replica(directory, tenant, lsn=lsn, rows=200)
-        taken[tenant] = take(store, publisher.claim, replica.path, tenant, offset=lsn * 10, now_ms=lsn)
+        made = take(store, publisher.claim, replica.path, tenant, offset=lsn * 10, now_ms=lsn)
         replica.close()
+        assert made is not None
+        taken[tenant] = made
     content = found or making.manifest()
-    made = making.manifest({**content.tenants}, offset=lsn * 10, superseded=content.superseded)
-    publisher.publish(with_snapshots(made, taken, [], lsn), lsn)
+    next_one = making.manifest({**content.tenants}, offset=lsn * 10, superseded=content.superseded)
+    publisher.publish(with_snapshots(next_one, taken, [], lsn), lsn)
 
 
 def hydrate_all(url: str, directory: Path) -> None:

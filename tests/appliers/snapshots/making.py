@@ -42,7 +42,6 @@ def manifest(
         dropped=[],
         facts=None,
         quarantined=[],
-        followed=None,
         tenants=dict(tenants or {}),
         superseded=superseded or [],
     )

@@ -124,6 +124,7 @@ def test_a_round_frees_what_is_superseded_and_leaves_what_is_needed(store: Store
         replica = made_replica(tmp_path / "a", lsn=lsn)
         ref = take(store, publisher.claim, replica.path, "acme", offset=lsn, now_ms=now)
         replica.close()
+        assert ref is not None
         content = publisher.publish(with_snapshots(content, {"acme": ref}, [], now), now)
     [first] = [entry.key for entry in content.superseded]
     later = now + DAY_MS + GRACE_MS
