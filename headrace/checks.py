@@ -30,6 +30,7 @@ from fanout.tenancy import Tenancy
 from headrace import output
 from headrace.config import Config
 from headrace.errors import CommandError
+from headrace.snapshot_check import snapshot_findings
 
 _COLOURS = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.OK: "green"}
 _LOCK_TIMEOUT = "5s"
@@ -83,6 +84,8 @@ def _findings(config: Config) -> Iterator[Finding]:
         yield ok("log", "not made yet: the relay does it" if state is None else f"{config.log.partitions} partitions")
         if source is not None and source.system is not None:
             yield _start(state or LogState(), source)
+        if state is not None:
+            yield from snapshot_findings(config)
 
 
 def _trigger(config: Config) -> TriggerState:

@@ -30,6 +30,7 @@ from headrace.status_file import Failure, Process, read_processes
 
 T = TypeVar("T")
 
+_LATE: Final = 4
 _HELD_MS: Final = 10_000
 """A tenant that waits for values of a row usually does so for milliseconds."""
 
@@ -103,6 +104,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     log: LogStatus
     processes: list[Process]
     replicas: ReplicasStatus
+    snapshots_late_s: float | None = None
+    """How long ago each partition's newest manifest may have been published; None without `snapshots.url`."""
     problems: list[Problem] = []
 
 
@@ -113,6 +116,7 @@ def collect(config: Config) -> Status:
         log=_log(config.log),
         processes=read_processes(Path(config.run.path)),
         replicas=_replicas(Path(config.replicas.path)),
+        snapshots_late_s=_LATE * config.snapshots.age_s + 60 if config.snapshots.url else None,
     )
     return msgspec.structs.replace(status, problems=list(problems(status)))
 
@@ -259,6 +263,7 @@ def _process_problems(status: Status) -> Iterator[Problem]:
         elif process.state in ("failed", "dead") and not replaced:
             yield Problem(f"{process.name} {'has ended' if process.state == 'failed' else 'is dead'}{why}", fix)
     yield from _refill_problems(status)
+    yield from _snapshot_problems(status)
     if appliers and all(process.state == "stopped" for process in appliers):
         yield Problem("No applier runs here", "Start `headrace run`, or `headrace applier`.")
 
@@ -279,6 +284,18 @@ def _refill_problems(status: Status) -> Iterator[Problem]:
                     f"Tenants stand still until values that a row of theirs lacks are there: {names}",
                     "See that the relay runs and reads tables again; `headrace status` says what it waits for.",
                 )
+
+
+def _snapshot_problems(status: Status) -> Iterator[Problem]:
+    """What a new owner of a partition would have to read again grows, until the log does not hold it any more."""
+    for process in (process for process in status.processes if process.state == "running"):
+        published_ms = process.status.published_ms if isinstance(process.status, WorkerStatus) else None
+        ago_s = time.time() - (published_ms or 0) / 1000
+        if published_ms and status.snapshots_late_s is not None and ago_s > status.snapshots_late_s:
+            yield Problem(
+                f"{process.name} has published no snapshots of a partition for {ago_s / 60:,.0f} minutes",
+                "Its log says why: see that the object store of `snapshots.url` can be reached and has room.",
+            )
 
 
 def _partitions(process: Process, status: Status) -> list[int]:

@@ -87,7 +87,8 @@ def _show_processes(processes: Sequence[Process]) -> None:
             case RelayStatus():
                 row += [max(status.rows, status.copied_rows), _relay_detail(status)]
             case WorkerStatus():
-                row += [status.rows, f"{_whose(process, status)}, {status.warm:,} warm, at {status.applied_lsn}"]
+                fetching = f", {status.pending:,} to be fetched" if status.pending else ""
+                row += [status.rows, f"{_whose(process, status)}, {status.warm:,} warm{fetching}, at {status.applied_lsn}"]
         rows.append(row)
     if rows:
         print_table("Processes", ("name", "state", "phase", "pid", "wrote ago", "rows", ""), rows)

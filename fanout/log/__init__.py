@@ -31,6 +31,7 @@ __all__ = [
     "open_reader",
     "open_writer",
     "partition_of",
+    "retention_of",
 ]
 
 
@@ -74,3 +75,15 @@ def open_member(config: LogConfig, instance: str) -> LogMember:
     raise LogError(
         "The embedded log has no groups of appliers", hint='Leave `apply.group` out, or set `log.kind = "kafka"`.'
     )
+
+
+def retention_of(config: LogConfig) -> float | None:
+    """How long the log keeps records, in seconds; None: for ever. Of a topic that exists, as the broker says.
+
+    Raises LogUnavailable, LogMissing, LogError.
+    """
+    if config.kind == "kafka":
+        from fanout.log.kafka import TopicAdmin
+
+        return TopicAdmin(config).retention_s()
+    return config.retention_hours * 3600

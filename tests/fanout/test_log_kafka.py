@@ -11,12 +11,14 @@ import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined] # re-exported
     AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
     ConfigResource,
     NewTopic,
 )
 
-from fanout.errors import DeliveryFailed, LogError, LogTrimmed, LogUnavailable, RecordTooLarge
-from fanout.log import LogConfig, LogWriter, open_reader, open_writer
+from fanout.errors import DeliveryFailed, LogError, LogMissing, LogTrimmed, LogUnavailable, RecordTooLarge
+from fanout.log import LogConfig, LogWriter, open_reader, open_writer, retention_of
 from fanout.log.config import OWNED_KAFKA_KEYS
 from fanout.log.kafka import KafkaReader, KafkaWriter
 from fanout.log.kafka.marks import Marks
@@ -460,3 +462,16 @@ def test_secrets_are_not_shown() -> None:
     )
     assert "hunter2" not in f"{config} {config!r}"
     assert "'linger.ms': '3'" in repr(config)
+
+
+def test_retention_is_the_topics(config: LogConfig, admin: AdminClient) -> None:
+    """Once there is a topic, what the configuration says counts no more."""
+    with pytest.raises(LogMissing):
+        retention_of(config)
+    with open_writer(config):
+        pass
+    assert retention_of(msgspec.structs.replace(config, retention_hours=1)) == config.retention_hours * 3600
+    resource = ConfigResource(ConfigResource.Type.TOPIC, config.topic)
+    resource.add_incremental_config(ConfigEntry("retention.ms", "-1", incremental_operation=AlterConfigOpType.SET))
+    admin.incremental_alter_configs([resource])[resource].result()
+    assert retention_of(config) is None

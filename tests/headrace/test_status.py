@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -194,6 +195,13 @@ def test_a_quarantined_tenant_is_shown_with_its_record_and_reason(pipeline: Pipe
 # --- the judgement ---
 
 
+def published(*, ago_s: float) -> Status:
+    """An applier's oldest manifest is so old; ten minutes would do."""
+    told = WorkerStatus(published_ms=int((time.time() - ago_s) * 1000))
+    made = with_processes(RELAY, msgspec.structs.replace(HEALTHY.processes[1], status=told))
+    return msgspec.structs.replace(made, snapshots_late_s=600)
+
+
 def test_nothing_wrong_is_no_problem() -> None:
     """The base of the cases below is healthy."""
     assert words(HEALTHY) == ""
@@ -227,6 +235,7 @@ def test_nothing_wrong_is_no_problem() -> None:
             with_processes(msgspec.structs.replace(HEALTHY.processes[1], status=WorkerStatus(held=[Held("acme", 1, 5)]))),
             "Tenants stand still until values that a row of theirs lacks are there: acme",
         ),
+        (published(ago_s=700), "has published no snapshots of a partition for 12 minutes"),
     ],
 )
 def test_what_needs_a_person_is_named(status: Status, problem: str) -> None:
@@ -242,6 +251,7 @@ def test_what_needs_a_person_is_named(status: Status, problem: str) -> None:
         with_source(wal_status="extended"),
         with_processes(*HEALTHY.processes, an_applier("2/2", "dead")),  # what is left of an earlier number of appliers
         with_processes(*HEALTHY.processes, an_applier("1/2", "stopped")),
+        published(ago_s=500),
     ],
 )
 def test_what_mends_itself_needs_nobody(status: Status) -> None:

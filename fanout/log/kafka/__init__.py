@@ -16,6 +16,7 @@ of the rate). `marks` checks that conclusion against the offsets, so a hole from
 
 from fanout.log.kafka.member import KafkaMember
 from fanout.log.kafka.reader import KafkaReader
+from fanout.log.kafka.topic import TopicAdmin
 from fanout.log.kafka.writer import KafkaWriter
 
-__all__ = ["KafkaMember", "KafkaReader", "KafkaWriter"]
+__all__ = ["KafkaMember", "KafkaReader", "KafkaWriter", "TopicAdmin"]

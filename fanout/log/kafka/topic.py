@@ -11,7 +11,7 @@ import time
 from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition, Uuid
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined] # re-exported
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec  # type: ignore[attr-defined] # re-exported
 
 from fanout.errors import LogMissing, LogUnavailable, PartitionCountChanged
 from fanout.log.config import LogConfig
@@ -69,6 +69,18 @@ class TopicAdmin:
             return [found[place].result().offset for place in places]
         except KafkaException as error:
             raise self._error(error) from error
+
+    def retention_s(self) -> float | None:
+        """How long the topic keeps records, in seconds; None: for ever."""
+        resource = ConfigResource(ConfigResource.Type.TOPIC, self._config.topic)
+        try:
+            found = self._admin.describe_configs([resource], request_timeout=OPEN_TIMEOUT_S)[resource].result()
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                self.find()
+            raise self._error(error) from error
+        milliseconds = int(found["retention.ms"].value)
+        return None if milliseconds < 0 else milliseconds / 1000
 
     def _describe(self) -> Topic | None:
         """Unlike a plain look-up, never makes a broker create the topic by itself."""
