@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 
-from benchmarks import applier, decode, end_to_end, large_transaction, latency, machine, relay, targets
+from benchmarks import applier, decode, end_to_end, fleet, large_transaction, latency, machine, relay, targets
 from benchmarks.report import Report
 from benchmarks.workload import Shape
 from benchmarks.workspace import Workspace
 
 DEFAULT_PARTS: Final = ("relay", "applier", "e2e", "latency", "decode")
-PARTS: Final = (*DEFAULT_PARTS, "large")
+PARTS: Final = (*DEFAULT_PARTS, "large", "fleet")
+_WITHOUT_SERVER: Final = {"decode", "fleet"}
 _PLACES: Final = ("dir", "results", "profile")
 """Options that name places of one machine: they are not kept."""
 
@@ -26,9 +28,11 @@ RESULTS: Final = Path(__file__).parent / "results"
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; ends the process on a wrong one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all but large when none is named")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; the first five when none is named")
     parser.add_argument("--rows", type=int, default=1_000_000, help="row changes in the load (1,000,000)")
     parser.add_argument("--large-rows", type=int, default=5_000_000, help="rows of the large transaction (5,000,000)")
+    parser.add_argument("--tenants", type=int, default=50_000, help="tenants of the fleet (50,000)")
+    parser.add_argument("--moved", type=int, default=10_000, help="tenants of the fleet's take-over (10,000)")
     parser.add_argument("--spread", action="store_true", help="each row of any tenant, not a tenant a transaction")
     parser.add_argument("--index", action="store_true", help="with a secondary index on the table")
     parser.add_argument("--runs", type=int, default=3, help="runs of each contender (3)")
@@ -54,8 +58,13 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     options = parse(arguments)
     report = Report(console or _console())
     shape = Shape(options.rows, options.spread, options.index)
-    if options.parts != ["decode"]:
+    if not _WITHOUT_SERVER.issuperset(options.parts):
         _on_a_server(options, shape, report)
+    if "fleet" in options.parts:
+        report.machine = report.machine or machine.describe()
+        for part, act in (("fleet", fleet.run), ("moved", fleet.take_over)):
+            with tempfile.TemporaryDirectory(prefix=f"headrace-{part}-", dir=options.dir) as directory:
+                act(Path(directory), report, options)
     if "decode" in options.parts:
         report.machine = report.machine or machine.describe()
         decode.run(report, rounds=2 * options.runs + 1)

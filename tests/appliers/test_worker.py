@@ -621,3 +621,32 @@ def test_a_tenant_that_waits_and_cannot_be_applied_stops_alone(tmp_path: Path) -
     status = fleet.work(open_=0, batch=1)
     assert status.quarantined == 1
     assert (fleet.ids("good"), fleet.ids("bad")) == ([1, 10, 11, 12], [1])
+
+
+def test_a_start_among_many_replicas_opens_one(fleet: Fleet) -> None:
+    """R7: where hundreds of replicas are, a start opens the one that has a record, and no more files or threads than among
+    few."""
+    few, many = [f"t{number}" for number in range(3)], [f"t{number}" for number in range(400)]
+
+    def start(tenants: list[str], lsn: int) -> tuple[int, int, int]:
+        fleet.write(*((tenant, insert(lsn, lsn)) for tenant in tenants))
+        fleet.work()
+        fleet.write(("t0", insert(lsn + 1, lsn + 1)))
+        used: list[tuple[int, int, int]] = []
+        options = WorkerOptions(root=fleet.root, status_interval_s=0.0)
+        with open_reader(fleet.config) as reader:
+            ends = reader.extents(range(PARTITIONS))
+
+            def on_status(status: WorkerStatus) -> None:
+                if all(place.offset >= ends[place.partition].end for place in status.places):
+                    files = sum(1 for _ in Path("/proc/self/fd").iterdir())
+                    used.append((status.warm, files, threading.active_count()))
+                    worker.stop()
+
+            worker = Worker(options, reader, range(PARTITIONS), on_status)
+            worker.run()
+        return used[0]
+
+    among_few = start(few, 20)
+    assert among_few[0] == 1
+    assert start(many, 30) == among_few

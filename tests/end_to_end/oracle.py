@@ -114,6 +114,7 @@ def assert_replicas_hold(
         with reading(path) as replica:
             ready = replica.execute("select ready from _headrace_position").get
             assert ready == 1, f"not ready: {path}"
+            assert replica.execute("pragma integrity_check").get == "ok", f"damaged: {path}"
             for table in mine:
                 found = Counter(_replica_rows(replica, table.in_replica, columns[table]))
                 expected = wanted[table].get(owner, Counter())

@@ -22,7 +22,8 @@ SHARES = ("1/2", "2/2")
 @pytest.mark.every_postgres
 @pytest.mark.timeout(120 + 10 * KILLS)
 def test_random_kills(pipeline: Pipeline, seed: int) -> None:
-    """Whatever is killed, whenever: no row is lost, doubled or reordered, and no reader saw half a transaction."""
+    """R15: whatever is killed, whenever: no row is lost, doubled or reordered, no file is damaged, and no reader saw half a
+    transaction."""
     pick = random.Random(seed)
     stages = {"relay": pipeline.relay(), **{share: pipeline.applier(share) for share in SHARES}}
     with pipeline.watcher() as watcher, pipeline.traffic(seed) as traffic:

@@ -1,5 +1,5 @@
 """Whatever a log holds, and whichever machine reads which part of it until it dies: through the object store every replica
-becomes what the source was, on the machine that has the partition last."""
+becomes what the source was, on the machine that has the partition last, and SQLite finds nothing wrong with it (R14)."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ def _live(config: LogConfig, root: Path, store: Store, pick: random.Random, *, l
 
 @pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + MACHINES))
 def test_any_history_on_any_machines_ends_as_the_source(tmp_path: Path, seed: int) -> None:
+    """R14: each reads from where it, or the store, has it, and dies or gives it away; in the end all three have it."""
     history, pick = History(seed), random.Random(f"{seed} machines")
     config, store = LogConfig(path=str(tmp_path / "log"), partitions=1), open_store(str(tmp_path / "store"))
     roots = [tmp_path / name for name in ("one", "two", "three")]
@@ -79,5 +80,6 @@ def test_any_history_on_any_machines_ends_as_the_source(tmp_path: Path, seed: in
                 assert not tenant.notes
                 continue
             items = [(int(str(key)), *rest) for key, *rest in tenant.items.values()]
+            assert rows_of(path, "pragma_integrity_check") == [("ok",)], name
             assert rows_of(path) == sorted(items, key=repr), name
             assert rows_of(path, "notes") == sorted([(1, *rest) for _, *rest in tenant.notes], key=repr), name
