@@ -20,7 +20,7 @@ import msgspec
 
 from cdc.pgoutput import Delete, Entry, Insert, Truncate, Update
 from cdc.refill import Busy, Look, Order, Piece, RefillRequest, Step, decode_note, identity_of, key_of
-from cdc.relation import Relation
+from cdc.relation import Relation, ReplicaIdentity
 from cdc.transaction import Transaction
 from fanout.envelope import Refill
 from fanout.tracker import Key, Tracker
@@ -86,6 +86,22 @@ class _Table(msgspec.Struct):
         return not self.keys and not self.whole
 
 
+def of_this_key(requests: Iterable[RefillRequest], relation: Relation) -> list[RefillRequest]:
+    """The same as `Refills.described`, for requests that are not made yet."""
+    return [
+        RefillRequest(relation.oid, replace=True)
+        if request.oid == relation.oid and request.keys and _is_another(request.by, relation)
+        else request
+        for request in requests
+    ]
+
+
+def _is_another(by: tuple[str, ...], relation: Relation) -> bool:
+    """Whether these are known not to be the columns by which the stream tells rows; under FULL it tells all of them."""
+    identity = tuple(column.name for column in relation.columns if column.key)
+    return bool(by and identity) and by != identity and relation.identity is not ReplicaIdentity.FULL
+
+
 class Progressing(msgspec.Struct, frozen=True):
     """The refill that is at hand, for people. `table`: empty when there is none. `waiting`: tables behind it.
     `held_up_by`: what in Postgres it waits for; empty when it goes on."""
@@ -126,6 +142,14 @@ class Refills:
             else:
                 table.whole, table.replace = True, table.replace or request.replace
                 table.start_over()
+
+    def described(self, relation: Relation) -> None:
+        """The stream shows the table's key from here on. What was asked for by another one cannot be had: under this key an
+        update may change the other one's values, also when that comes back before the rows are read."""
+        table = self._tables.get(relation.oid)
+        if table is not None and table.keys and _is_another(table.by, relation):
+            table.ask_for_all()
+            self.tracked.pop(relation.oid, None)
 
     def forget(self, oid: int) -> None:
         """Replicas have the table no more: nobody waits for its rows."""

@@ -31,7 +31,7 @@ from fanout.envelope import Changes, Op, Run, Schema
 from fanout.errors import RouteError, TenantKeyMissing
 from fanout.leaves import Leaves, Lesser
 from fanout.log.interface import partition_of
-from fanout.refill import Refills
+from fanout.refill import Refills, of_this_key
 from fanout.tables import KnownTables
 from fanout.tenancy import (
     ByColumn,
@@ -228,6 +228,8 @@ class Router:
         number = self._next_number(lsn)
         schema = Schema(self._generation, lsn, digest, relation, name, tenants, shared, column, facts, number)
         self._relations[relation.oid] = relation
+        self._refills.described(relation)
+        self.wanted = of_this_key(self.wanted, relation)
         self._said[relation.oid] = digest
         self.tables.note(schema, self._xid)
         return self._broadcast(schema)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from cdc.refill import Busy, Look, Note, Order, Piece, RefillRequest, Snapshot, 
 from cdc.relation import Column, Relation, ReplicaIdentity
 from cdc.transaction import Change, Transaction
 from fanout.envelope import Refill
-from fanout.refill import Refills
+from fanout.refill import Refills, of_this_key
 from fanout.tracker import Tracker
 
 ITEMS = Relation(
@@ -292,3 +293,18 @@ def test_values_of_a_key_that_has_another_column_now_ask_for_the_whole_table() -
         assert played.refills.pending() == [Refill(7, True, [], False, ())]
         order = played.order()
         assert (order.keys, order.after) == ((), ())
+
+
+def test_a_key_that_goes_and_comes_back_finds_no_row_that_was_asked_for_by_it() -> None:
+    """T23: meanwhile an update may have changed its values, which was no change of the key then."""
+    other = msgspec.structs.replace(ITEMS, columns=(*ITEMS.columns[1:], Column("id", 20, "", -1, False)))
+    request = RefillRequest(7, keys=(key(1),), by=("id", "tenant"))
+    played = Played()
+    played.refills.ask([request])
+    played.refills.described(ITEMS)
+    assert played.refills.pending() == [Refill(7, False, [key(1)], False, (), ("id", "tenant"))]
+    played.refills.described(other)
+    played.refills.described(ITEMS)
+    assert played.refills.pending() == [Refill(7, True, [], False, ())]
+    assert of_this_key([request], ITEMS) == [request]
+    assert of_this_key([request, RefillRequest(8)], other) == [RefillRequest(7, replace=True), RefillRequest(8)]
