@@ -13,6 +13,7 @@ and one row. A connection that is lost is made again, and the order is done agai
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import tempfile
@@ -129,7 +130,8 @@ class RefillReader:
             while self._thread.is_alive():
                 conn = self._conn
                 if conn is not None and not conn.closed:
-                    conn.cancel_safe(timeout=1.0)
+                    with contextlib.suppress(psycopg.Error):  # the thread may close it at this moment
+                        conn.cancel_safe(timeout=1.0)
                 self._thread.join(0.2)
         os.close(self.wakeup_fd)
 
