@@ -71,7 +71,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # those that kill and wait: one at a time, or they starve each other, and first, since they take the longest
+    items.sort(key=lambda item: item.get_closest_marker("faults") is None)
     for item in items:
+        if item.get_closest_marker("faults"):
+            item.add_marker(pytest.mark.xdist_group("faults"))
         fixtures = set(getattr(item, "fixturenames", ()))
         for part, starters in PARTS.items():
             if fixtures & starters:

@@ -269,6 +269,8 @@ class TornWatcher:
                 self.snapshots += 1
         except apsw.CantOpenError:  # not there (yet, or while a test puts an older one in its place)
             return
+        except (apsw.IOError, apsw.FullError):  # a full disk has no room for what a reader shares with the writer
+            return
         except apsw.SQLError as error:
             if "no such table: _headrace_position" not in str(error):  # a file that a test has emptied
                 raise
