@@ -61,6 +61,8 @@ class KafkaMember(Questions):
         """Of these, those that the caller has yet to release."""
         self._starting: dict[int, TopicPartition] = {}
         self._reports: dict[int, int] = {}
+        self._showing = self._outside = False
+        """Whether offsets are on their way; whether the group has said that it does not know us."""
         self._failure: HeadraceError | None = None
         self._woken = self._closing = self._paused = False
         self._news: queue.SimpleQueue[None] = queue.SimpleQueue()  # for the caller; may be rung in a signal handler
@@ -231,13 +233,19 @@ class KafkaMember(Questions):
                 self._consumer.pause(starts)
         self._show()
 
-    def _show(self) -> None:
+    def _show(self, *, at_once: bool = False) -> None:
+        # one after the other, and none before the group knows us again: whoever has joined anew is replaced by himself, for
+        # good, when offsets that he sent before come after
+        if (self._showing and not at_once) or self._outside:
+            return
         with self._lock:
             offsets, self._reports = self._reports, {}
         if offsets:
+            self._showing = True
             self._consumer.commit(offsets=self._places(offsets), asynchronous=True)
 
     def _on_assign(self, consumer: Consumer, places: Sequence[TopicPartition]) -> None:
+        self._outside = False
         consumer.incremental_assign([])  # what is read, and from where, the caller says
         self._tell(Moved.ASSIGNED, places)
 
@@ -250,8 +258,8 @@ class KafkaMember(Questions):
         while self._leaving and not self._closing and (left := deadline - time.monotonic()) > 0:
             self._orders.wait(left)
             self._orders.clear()
-            self._show()
-        self._show()
+            self._show(at_once=True)
+        self._show(at_once=True)
         if late := self._leaving:
             self._tell(Moved.LOST, [place for place in places if place.partition in late])
             self._leaving = set()
@@ -298,7 +306,9 @@ class KafkaMember(Questions):
             self._assigned.pop(partition, None)
 
     def _reported(self, error: KafkaError | None, _: Sequence[TopicPartition]) -> None:
+        self._showing = False
         if error is not None:  # the next report makes it good, ours or that of whoever has the partition by now
+            self._outside = self._outside or error.code() == KafkaError.UNKNOWN_MEMBER_ID
             LOGGER.warning("offsets are not shown: %s", error.str())
 
     def _failure_of(self, error: KafkaError, partition: int | None = None) -> LogError:
