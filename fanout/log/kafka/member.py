@@ -25,7 +25,7 @@ from typing import Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from cdc.errors import HeadraceError, InvariantError
-from fanout.errors import LogError, MemberReplaced
+from fanout.errors import LogError, LogUnavailable, MemberReplaced
 from fanout.log.config import LogConfig
 from fanout.log.interface import Change, Moved, Record
 from fanout.log.kafka.client import DOWN_TIMEOUT_S, FENCED, LOGGER, PASSING, SLICE_S, member_settings
@@ -34,6 +34,8 @@ from fanout.log.kafka.questions import Questions, record_of
 _CHUNK: Final = 500
 _AHEAD_RECORDS: Final = 20_000
 _AHEAD_BYTES: Final = 16 << 20
+_LATE_S: Final = 60.0
+"""How long after its partitions were lost a member may be fenced by offsets that it sent before."""
 _POLL_INTERVAL_MS: Final = 300_000
 """librdkafka's own default for `max.poll.interval.ms`."""
 
@@ -61,6 +63,7 @@ class KafkaMember(Questions):
         """Of these, those that the caller has yet to release."""
         self._starting: dict[int, TopicPartition] = {}
         self._reports: dict[int, int] = {}
+        self._lost_at: float | None = None
         self._showing = self._outside = False
         """Whether offsets are on their way; whether the group has said that it does not know us."""
         self._failure: HeadraceError | None = None
@@ -266,6 +269,8 @@ class KafkaMember(Questions):
         self._give_up(consumer, places)
 
     def _on_lost(self, consumer: Consumer, places: Sequence[TopicPartition]) -> None:
+        self._lost_at = time.monotonic()
+        self._outside = True
         self._forget(places)
         self._tell(Moved.LOST, places)
         self._give_up(consumer, places)
@@ -314,6 +319,9 @@ class KafkaMember(Questions):
     def _failure_of(self, error: KafkaError, partition: int | None = None) -> LogError:
         if FENCED in error.str():
             config = self._config
+            if self._lost_at is not None and time.monotonic() - self._lost_at < _LATE_S:
+                # by what it sent before the group took it for dead: the library ends for good, a new member goes on
+                return LogUnavailable("The group took this member for dead", bootstrap=config.bootstrap, topic=config.topic)
             return MemberReplaced(
                 "Another process of this name is in the group", bootstrap=config.bootstrap, topic=config.topic
             )
