@@ -138,7 +138,8 @@ class Delivery:
         rows, failed = self._all_or_some(replica, records)
         # also of what it had already: from an earlier life of this process whose offset was not saved, or, of shared tables,
         # with another partition
-        firsts = {record.partition: record.offset for record in reversed(records)}
+        of_several = reversed(records) if name == SHARED_NAME else records[:1]
+        firsts = {record.partition: record.offset for record in of_several}
         for partition, offset in firsts.items():
             self._handover.wrote(name, partition, min(offset, opened.get(partition, offset)), rows, size)
         if failed is None:

@@ -91,14 +91,15 @@ class Replicas:
 
     def names(self, partition: int) -> Iterator[str]:
         """The tenants that have a replica in this partition, also one that is not in its place yet."""
-        yield from list(self._handover.pending(partition))
+        pending = set(self._handover.pending(partition))
+        yield from pending
         for path in list(replica_files(self._root, partition)):
             try:
                 name = decode_name(path.name.removesuffix(SUFFIX))
                 tenant = replica_module.tenant_of(path) if name is None else name
             except (ValueError, ReplicaForeign, ReplicaCorrupt):
                 continue  # no tenant's; or one's whose next record finds out what is wrong with it
-            if tenant is not None and tenant not in self._handover.pending(partition):
+            if tenant is not None and tenant not in pending:
                 yield tenant
 
     def missing(self, partitions: Iterable[int]) -> Iterator[str]:

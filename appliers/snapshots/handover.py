@@ -64,7 +64,11 @@ class _Owned:
         self.due = due
         self.collect_due = due + _COLLECT_S
         self.fenced = False
-        self.published_ms = manifest.written_ms if manifest is not None else 0
+
+    @property
+    def published_ms(self) -> int:
+        """When the newest manifest was, in Unix milliseconds; 0: there is none."""
+        return self.manifest.written_ms if self.manifest is not None else 0
 
     def trim(self, floor: int) -> None:
         """Saved states that no manifest will have any more go."""
@@ -111,11 +115,11 @@ class SnapshotHandover(Handover):
                 raise
             log.warning("a partition is not claimed in the object store yet", partition=partition, reason=str(error))
         if found is not None and not (mine and found.offset - state.offset <= self._rather_read):
-            state = self._adopt(found)
             pending = {name: ref for name, ref in found.tenants.items() if name != SHARED_NAME}
+            state = self._adopt(found, pending)
         elif found is not None and pending:
             pending = {name: found.tenants.get(name, ref) for name, ref in pending.items()}
-            self._state.save_pending(partition, {name: _encoder.encode(ref) for name, ref in pending.items()})
+            self._state.save_pending(partition, _encoded(pending))
         owned = self._owned[partition] = _Owned(publisher, found, time.monotonic() + self._interval_s)
         owned.history.append(msgspec.structs.replace(state))
         for name, offset in self._state.dirty(partition).items():
@@ -123,11 +127,11 @@ class SnapshotHandover(Handover):
         self._hydration.add(partition, pending)
         return msgspec.structs.replace(state)
 
-    def _adopt(self, found: Manifest) -> PartitionState:
-        """The manifest's state instead of what is saved here. Raises as `take`, and TenantError."""
+    def _adopt(self, found: Manifest, pending: Mapping[str, SnapshotRef]) -> PartitionState:
+        """The manifest's state, and its tenants, instead of what is saved here. Raises as `take`, and TenantError."""
         partition, state = found.partition, self._state
         remove_leftovers(partition_directory(state.root, partition))
-        names = [(name, partition, ref.generation) for name, ref in found.tenants.items() if name != SHARED_NAME]
+        names = [(name, partition, ref.generation) for name, ref in pending.items()]
         shared = found.tenants.get(SHARED_NAME)
         if shared is not None:
             self._bring_shared_forward(shared)
@@ -141,7 +145,7 @@ class SnapshotHandover(Handover):
                 Tables(found.schemas, found.dropped, facts),
                 [entry for entry in found.quarantined if entry.tenant != SHARED_NAME],
                 names,
-                {name: _encoder.encode(ref) for name, ref in found.tenants.items() if name != SHARED_NAME},
+                _encoded(pending),
             )
         )
         log.info("a partition is taken over", partition=partition, offset=made.offset, tenants=len(found.tenants))
@@ -312,7 +316,6 @@ class SnapshotHandover(Handover):
         owned.publisher = outcome.publisher
         if outcome.error is None:
             owned.manifest = outcome.manifest
-            owned.published_ms = outcome.manifest.written_ms if outcome.manifest is not None else 0
         elif isinstance(outcome.error, Fenced):
             owned.fenced = True
             log.warning("another applier has claimed a partition", partition=partition, reason=str(outcome.error))
@@ -320,3 +323,7 @@ class SnapshotHandover(Handover):
             log.warning("no snapshots now", partition=partition, reason=str(outcome.error), hint=outcome.error.hint)
         for name, error in outcome.damaged.items():
             self._applier.stop(name, error)
+
+
+def _encoded(snapshots: Mapping[str, SnapshotRef]) -> dict[str, bytes]:
+    return {name: _encoder.encode(ref) for name, ref in snapshots.items()}

@@ -4,8 +4,8 @@
     needed       its tenant has a record, or a reader: before all that are not
     placed       the file is there; not pending any more once a barrier has made its name durable
 
-Invariant: while a replica is pending nobody else opens its file. A file that is there and at or behind the snapshot's
-position is better than the snapshot, and stays.
+Invariant: while a replica is pending nobody else opens its file. A file that is there, and at the snapshot's position or
+further, is as good as the snapshot or better, and stays.
 """
 
 from __future__ import annotations

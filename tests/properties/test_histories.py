@@ -84,12 +84,18 @@ def test_any_history_in_any_lives_ends_as_the_source(tmp_path: Path, seed: int) 
         _work(config, root, pick)
     while not _work(config, root, pick):
         pass
+    assert_is_source(root, history)
+
+
+def assert_is_source(root: Path, history: History) -> None:
+    """Each tenant's replica holds its rows, and is sound."""
     for name, tenant in history.tenants.items():
         path = replica_path(root, name, 1)
         if not path.exists():
             assert not tenant.items
             assert not tenant.notes
             continue
+        assert rows_of(path, "pragma_integrity_check") == [("ok",)], name
         items = [(int(str(key)), *rest) for key, *rest in tenant.items.values()]
         assert rows_of(path) == sorted(items, key=repr), name
         assert rows_of(path, "notes") == sorted([(1, *rest) for _, *rest in tenant.notes], key=repr), name

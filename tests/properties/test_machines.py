@@ -9,15 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from appliers.place import replica_path
 from appliers.snapshots.handover import SnapshotHandover
 from appliers.snapshots.policy import Bounds
 from appliers.snapshots.store import Store, open_store
 from appliers.worker import Worker, WorkerOptions, WorkerStatus
 from fanout.log import LogConfig, open_reader
-from tests.appliers.records import rows_of
 from tests.properties.histories import History
-from tests.properties.test_histories import FIRST_SEED, batches, write
+from tests.properties.test_histories import FIRST_SEED, assert_is_source, batches, write
 
 MACHINES = int(os.environ.get("HEADRACE_HISTORIES", "15"))
 
@@ -73,13 +71,4 @@ def test_any_history_on_any_machines_ends_as_the_source(tmp_path: Path, seed: in
         _live(config, pick.choice(roots), store, pick)
     for root in roots:
         assert _live(config, root, store, pick, last=True)
-        for name, tenant in history.tenants.items():
-            path = replica_path(root, name, 1)
-            if not path.exists():
-                assert not tenant.items
-                assert not tenant.notes
-                continue
-            items = [(int(str(key)), *rest) for key, *rest in tenant.items.values()]
-            assert rows_of(path, "pragma_integrity_check") == [("ok",)], name
-            assert rows_of(path) == sorted(items, key=repr), name
-            assert rows_of(path, "notes") == sorted([(1, *rest) for _, *rest in tenant.notes], key=repr), name
+        assert_is_source(root, history)
