@@ -1,4 +1,4 @@
-"""A TCP proxy that a test can cut, refuse and stall: the network between a client and Postgres or Kafka.
+"""A TCP proxy that a test can cut, refuse, stall and slow down: the network between a client and Postgres or Kafka.
 
 Real sockets on loopback, one thread per direction. `cut` resets what is connected, `refuse` closes the door to new
 connections (connection refused, as from a dead host), `stall` keeps connections open but moves no byte.
@@ -10,12 +10,14 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
 from headrace.local_postgres import free_port
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_CHUNK_BYTES = 65536
 
 
 class Proxy:
@@ -30,6 +32,7 @@ class Proxy:
         self._sockets: set[socket.socket] = set()
         self._flowing = threading.Event()
         self._flowing.set()
+        self._pause_s = 0.0
         self._listener: socket.socket | None = None
         self._acceptor: threading.Thread | None = None
         self.accept()
@@ -66,8 +69,13 @@ class Proxy:
         """Move no more bytes in either direction, and lose none."""
         self._flowing.clear()
 
+    def slow_down(self, bytes_per_s: int) -> None:
+        """Move no more bytes in a second, so that a test finds what it looks for under way."""
+        self._pause_s = _CHUNK_BYTES / bytes_per_s
+
     def resume(self) -> None:
-        """Move bytes again, beginning with those that were held back."""
+        """Move bytes again, as fast as they come, beginning with those that were held back."""
+        self._pause_s = 0.0
         self._flowing.set()
 
     def close(self) -> None:
@@ -99,8 +107,9 @@ class Proxy:
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         try:
             sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while chunk := source.recv(65536):
+            while chunk := source.recv(_CHUNK_BYTES):
                 self._flowing.wait()
+                time.sleep(self._pause_s)
                 sink.sendall(chunk)
             sink.shutdown(socket.SHUT_WR)
         except OSError:  # one side is gone: the other must learn of it

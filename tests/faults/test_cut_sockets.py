@@ -63,6 +63,7 @@ def test_postgres_is_cut_within_a_transaction(
     relay, applier = pipeline.relay(), pipeline.applier()
     pipeline.wait_copied(relay, applier)
     with pipeline.watcher(), open_reader(log) as reader:
+        postgres_proxy.slow_down(10 << 20)
         end = commit_large(pipeline)
         partition = partition_of(FOUNDERS[0].encode(), PARTITIONS)
 
@@ -72,6 +73,7 @@ def test_postgres_is_cut_within_a_transaction(
 
         wait_until(half_is_there, "the beginning of the transaction in the log")
         postgres_proxy.cut()
+        postgres_proxy.resume()
         wait_until(lambda: relay.said('"SourceUnavailable"'), "the relay notices")
         assert pipeline.confirmed_lsn() < end
         pipeline.assert_equal(relay, applier)

@@ -34,6 +34,7 @@ TIMED_OUT: Final = KafkaError._TIMED_OUT
 
 _UNAVAILABLE: Final = {
     KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._DESTROY_BROKER,  # the cluster no longer names the broker that was asked: another answers
     KafkaError._RESOLVE,
     TIMED_OUT,
     KafkaError._TIMED_OUT_QUEUE,
