@@ -7,7 +7,8 @@ that they arrive in commit order like any change, by either of two writers:
     the event trigger    `cdc.ddl_trigger`: the tables that a DDL command touched, in that command's own transaction
 
 A message of the trigger is exact where it stands: its transaction holds the tables' locks. One of the relay tells the
-snapshot in which it was read, and is believed of a table only when that snapshot has seen all that is known of it.
+snapshot in which it was read, and is believed of a table only when that snapshot has seen all that is known of it. It
+also tells which run of the relay has asked: another one does not know which transactions brought what it knows.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ PREFIX: Final = "headrace.catalog"
 _EMIT: Final = (
     """
 select pg_logical_emit_message(true, %(prefix)s, convert_to(json_build_object(
-  'publication', %(publication)s::text, 'complete', true, 'snapshot', pg_current_snapshot()::text,
+  'publication', %(publication)s::text, 'complete', true, 'relay', %(relay)s::bigint,
+  'snapshot', pg_current_snapshot()::text,
   'tables', coalesce((select json_agg(t.r) from ("""
     + TABLES.replace(":publication", "%(publication)s").replace(":oids", "%(oids)s::oid[]")
     + """) t(r)), '[]'))::text, 'UTF8'))
@@ -40,14 +42,15 @@ class CatalogMessage(msgspec.Struct, frozen=True, kw_only=True):
     """What one message says. Tables are named by their oid.
 
     `publication`: whose facts these are; empty: for every publication. `complete`: `tables` are all that it has.
-    `snapshot`: in which they were read, of a complete one. `created`: tables that this very command made. `additive`:
-    tables whose indexes are these, and maybe others. `gone`: tables that are dropped, or published no more.
-    `gone_indexes`: (schema, name). `rewritten`: table -> the reasons, as pg_event_trigger_table_rewrite_reason gives them.
-    `unknown`: something changed that the message does not tell.
+    `snapshot`, `relay`: of a complete one, in which they were read, and for which run of the relay. `created`: tables that
+    this very command made. `additive`: tables whose indexes are these, and maybe others. `gone`: tables that are dropped,
+    or published no more. `gone_indexes`: (schema, name). `rewritten`: table -> the reasons, as
+    pg_event_trigger_table_rewrite_reason gives them. `unknown`: something changed that the message does not tell.
     """
 
     publication: str = ""
     complete: bool = False
+    relay: int = 0
     snapshot: Snapshot | None = None
     tables: tuple[PublishedTable, ...] = ()
     created: frozenset[int] = frozenset()
@@ -63,6 +66,7 @@ class _Content(msgspec.Struct):
 
     publication: str | None = None
     complete: bool = False
+    relay: int = 0
     snapshot: str = ""
     tables: list[list[Any]] = []
     created: list[int] = []
@@ -78,12 +82,14 @@ def read_facts(conn: psycopg.Connection[Any], publication: str) -> list[TableFac
     return [table.facts for table in published_tables(conn, publication)]
 
 
-def emit_facts(conn: psycopg.Connection[Any], publication: str) -> None:
-    """Put the facts into the stream, as of its own commit. `conn` is an ordinary one. Raises SourceError."""
+def emit_facts(conn: psycopg.Connection[Any], publication: str, relay: int = 0) -> None:
+    """Put the facts into the stream, as of its own commit, for this run of the relay. `conn` is an ordinary one.
+
+    Raises SourceError."""
     require_publication(conn, publication)
     with translated(), conn.transaction():
         conn.execute(SETTINGS)
-        conn.execute(_EMIT, {"prefix": PREFIX, "publication": publication, "oids": None})
+        conn.execute(_EMIT, {"prefix": PREFIX, "publication": publication, "relay": relay, "oids": None})
 
 
 def read_message(content: bytes) -> CatalogMessage:
@@ -96,6 +102,7 @@ def read_message(content: bytes) -> CatalogMessage:
         return CatalogMessage(
             publication=said.publication or "",
             complete=said.complete,
+            relay=said.relay,
             snapshot=Snapshot.parse(said.snapshot) if said.snapshot else None,
             tables=tuple(map(table_of, said.tables)),
             created=frozenset(said.created),

@@ -24,8 +24,8 @@ _PAUSE_S: Final = 1.0
 class FactsSender:
     """One thread, started with the first question."""
 
-    def __init__(self, dsn: str, publication: str) -> None:
-        self._dsn, self._publication = dsn, publication
+    def __init__(self, dsn: str, publication: str, relay: int) -> None:
+        self._dsn, self._publication, self._relay = dsn, publication, relay
         self._asked, self._closing = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._next = 0.0
@@ -47,7 +47,7 @@ class FactsSender:
                 return
             try:
                 with connect(self._dsn, application_name="headrace-facts") as conn:
-                    emit_facts(conn, self._publication)
+                    emit_facts(conn, self._publication, self._relay)
             except SourceError as error:
                 # the stream's own connection fares no better, and says so; what is not known is asked for again
                 log.warning("the facts of the tables could not be asked for", error=error.message, hint=error.hint)

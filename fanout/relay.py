@@ -151,11 +151,11 @@ class Relay:
             self.status.generation = start.generation
             since, pending = (0, ()) if isinstance(start, Fresh) else (state.lsn, state.refills)
             refilling = Refilling(options.dsn, options.publication, self._relay, since, pending)
-            tables = KnownTables(publication=options.publication)
+            tables = KnownTables(publication=options.publication, relay=self._relay)
             if not isinstance(start, Fresh):
                 # all that committed before is in the log, and what was known of the tables is as of there
                 self._since, self._tables_ms = state.lsn, state.tables_ms
-                tables = read_known_tables(self._reader, state, options.publication)
+                tables = read_known_tables(self._reader, state, options.publication, self._relay)
             partitions = self._writer.partitions
             router = Router(self._tenancy, partitions, start.generation, self._relay, refilling.refills, tables)
             try:
@@ -164,8 +164,8 @@ class Relay:
                 log.info("stopped within the first copy, which starts over", generation=start.generation)
                 return
             if not self._stopping:
-                catalog.emit_facts(control, options.publication)
-                with closing(refilling), closing(FactsSender(options.dsn, options.publication)) as facts:
+                catalog.emit_facts(control, options.publication, self._relay)
+                with closing(refilling), closing(FactsSender(options.dsn, options.publication, self._relay)) as facts:
                     self._stream(replication, router, refilling, facts, system, Feedback(confirmed))
 
     def _lock(self, control: psycopg.Connection[Any]) -> None:

@@ -91,10 +91,10 @@ def read_tail(reader: LogReader) -> LogState:
     )
 
 
-def read_known_tables(reader: LogReader, state: LogState, publication: str) -> KnownTables:
+def read_known_tables(reader: LogReader, state: LogState, publication: str, relay: int = 0) -> KnownTables:
     """What the relay knew of the tables at `state.lsn`. Where the log does not hold that any more, or never did, nothing is
     known, and what is found is taken as it is. Raises LogError."""
-    nothing = KnownTables(publication=publication, complete=False)
+    nothing = KnownTables(publication=publication, relay=relay, complete=False)
     if not state.tables_ms:
         return nothing
     # the clock that marks records may be another one
@@ -106,7 +106,7 @@ def read_known_tables(reader: LogReader, state: LogState, publication: str) -> K
             offset = record.offset + 1
             body = envelope.decode(record.value) if record.key is None else None
             if isinstance(body, Tables) and (body.generation, body.time_ms) == (state.generation, state.tables_ms):
-                return KnownTables(body.schemas, left=body.left, publication=publication)
+                return KnownTables(body.schemas, left=body.left, publication=publication, relay=relay)
     return nothing
 
 

@@ -52,8 +52,8 @@ class Known(msgspec.Struct, frozen=True):
 
 
 class KnownTables:
-    """By oid. `publication`: whose; messages for another one say nothing here. `complete`: a table that is not here is new
-    to the publication."""
+    """By oid. `publication`: whose; messages for another one say nothing here. `relay`: the run of the relay that knows
+    them. `complete`: a table that is not here is new to the publication."""
 
     def __init__(
         self,
@@ -61,10 +61,12 @@ class KnownTables:
         *,
         left: Iterable[int] = (),
         publication: str = "",
+        relay: int = 0,
         complete: bool = True,
     ) -> None:
         """`left`: see `has_left`."""
         self.publication = publication
+        self._relay = relay
         self._left = dict.fromkeys(left, 0)
         """Oid -> the transaction in which it left; 0: one before this run of the relay."""
         self._by_oid = {schema.relation.oid: Known(schema) for schema in schemas}
@@ -132,8 +134,14 @@ class KnownTables:
         return _needs(known, relation, known.schema.facts and _carried(known, relation), told=False)
 
     def concerns(self, message: CatalogMessage) -> bool:
-        """Whether a message is of this publication."""
-        return not message.publication or message.publication == self.publication
+        """Whether a message is of this publication, and can be judged. What another run of the relay has asked for may have
+        been read before changes that this one found in the log, without the transactions that brought them: asks again."""
+        if message.publication and message.publication != self.publication:
+            return False
+        if message.complete and message.relay != self._relay:
+            self.stale = True
+            return False
+        return True
 
     def gone(self, message: CatalogMessage) -> list[int]:
         """The tables that a message says are there no more."""

@@ -31,7 +31,7 @@ def test_facts_travel_in_commit_order(database: Database) -> None:
     conn.execute(create_publication("headrace", [("public", name) for name in ("t", "late", "bare")]))
     with slot(conn, "s") as name:
         conn.execute("insert into bare values (1)")
-        emit_facts(conn, "headrace")
+        emit_facts(conn, "headrace", relay=7)
         conn.execute("insert into bare values (2)")
         changes = [change for one in transactions(conn, name, "headrace") for change in one.changes]
     kinds = [type(change) for change in changes if isinstance(change, Insert | LogicalMessage)]
@@ -40,7 +40,8 @@ def test_facts_travel_in_commit_order(database: Database) -> None:
     assert (message.prefix, message.transactional) == (PREFIX, True)
     told = read_message(message.content)
     facts = [table.facts for table in told.tables]
-    assert (told.publication, told.complete, facts) == ("headrace", True, read_facts(conn, "headrace"))
+    assert (told.publication, told.complete, told.relay) == ("headrace", True, 7)
+    assert facts == read_facts(conn, "headrace")
     assert {one.table: (one.primary_key, one.indexes) for one in facts} == {
         "t": (
             ("tenant", "id"),

@@ -103,6 +103,17 @@ def test_what_is_missing_is_remembered_over_a_rewrite() -> None:
     assert (now.columns[3].missing, len(now.indexes), request) == ("x", 1, None)
 
 
+def test_facts_that_another_run_of_the_relay_asked_for_are_asked_for_again() -> None:
+    """They may be older than what is known from the log, of which nobody knows any more in which transaction it came."""
+    tables = known()
+    assert tables.concerns(told(TABLE, FACTS, complete=True))
+    assert not tables.concerns(told(TABLE, FACTS, complete=True, relay=1))
+    assert tables.stale
+    other = KnownTables(publication="p", relay=1)
+    assert other.concerns(told(TABLE, FACTS, complete=True, relay=1))
+    assert other.concerns(told(TABLE, FACTS)), "the trigger's are exact, whoever reads them"
+
+
 def test_indexes_made_side_by_side() -> None:
     """CREATE INDEX lets another one run on the same table, whose index it does not see."""
     tables = known()

@@ -96,10 +96,13 @@ class Torture:
         """Both judges see it when one replica lacks one row: they have said nothing because nothing was wrong."""
         paths = replicas_in(self.pipeline.root).values()
         with closing(apsw.Connection(str(max(paths, key=lambda path: path.stat().st_size)))) as replica:
-            counts = f"select tbl, sum(rows) from {CENSUS} group by tbl having sum(rows) > 0 order by 2 desc limit 1"
-            [(oid, _)] = replica.execute(counts).fetchall()
-            name = replica.execute("select name from _headrace_tables where source_oid = ?", (oid,)).get
-            replica.execute(f"delete from {quote(name)} where n = (select max(n) from {quote(name)})")
+            counts = (
+                f"select name, sum(rows) from {CENSUS} join _headrace_tables on source_oid = tbl"
+                " group by tbl having sum(rows) > 0 order by 2 desc limit 1"
+            )
+            [(name, _)] = replica.execute(counts).fetchall()
+            table = quote(str(name))
+            replica.execute(f"delete from {table} where n = (select max(n) from {table})")
         with pytest.raises(AssertionError, match="missing"):
             assert_replicas_equal(self.pipeline.conn, self.pipeline.root, PARTITIONS, self.pipeline.tables)
         with pytest.raises(AssertionError, match="census"), CensusWatcher(self.pipeline.root):
