@@ -9,6 +9,7 @@ It runs in its own thread, so applying goes on meanwhile. Where the system has n
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import queue
@@ -32,6 +33,19 @@ def sync_file_system(directory: Path) -> None:
             raise StorageUnavailable(f"syncfs: {os.strerror(ctypes.get_errno())}", path=str(directory))
     finally:
         os.close(fd)
+
+
+def sync_replica(path: Path) -> None:
+    """Make one replica durable: its file, its WAL and their names. Raises StorageUnavailable."""
+    for part in (path, path.with_name(path.name + "-wal"), path.parent):
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            except OSError as error:
+                raise StorageUnavailable(f"fsync: {error.strerror}", path=str(part)) from error
+            finally:
+                os.close(fd)
 
 
 class Barrier:

@@ -12,7 +12,8 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import Final
 
-from appliers.apply import Numbered, Replica
+from appliers.apply import Numbered
+from appliers.attempt import attempt
 from appliers.backlog import Backlog
 from appliers.bodies import Bodies
 from appliers.errors import TenantError
@@ -135,7 +136,8 @@ class Delivery:
             self._quarantine.put(name, records[0], error)
             return 0
         opened = dict(replica.open_offsets)
-        rows, failed = self._all_or_some(replica, records)
+        ready = self._partitions[records[0].partition].ready
+        rows, failed = attempt(replica, records, self._truncates.before(records[0]), ready=ready)
         # also of what it had already: from an earlier life of this process whose offset was not saved, or, of shared tables,
         # with another partition
         of_several = reversed(records) if name == SHARED_NAME else records[:1]
@@ -147,29 +149,3 @@ class Delivery:
         else:
             self._quarantine.put(name, *failed)
         return rows
-
-    def _all_or_some(self, replica: Replica, records: Sequence[Numbered]) -> tuple[int, tuple[Numbered, TenantError] | None]:
-        ready = self._partitions[records[0].partition].ready
-        try:
-            for truncate in self._truncates.before(records[0]):
-                replica.truncate(*truncate)
-            midway = bool(replica.open_offsets)
-            try:
-                return replica.apply(records, ready=ready), None
-            except TenantError:
-                if midway:
-                    raise  # what was applied of the open transaction is gone: one by one would find a gap
-                return self._one_by_one(replica, records, ready)
-        except TenantError as error:
-            return 0, (records[0], error)
-
-    def _one_by_one(
-        self, replica: Replica, records: Sequence[Numbered], ready: bool
-    ) -> tuple[int, tuple[Numbered, TenantError] | None]:
-        rows = 0
-        for record in records:
-            try:
-                rows += replica.apply([record], ready=ready)
-            except TenantError as error:
-                return rows, (record, error)
-        return rows, None

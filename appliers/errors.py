@@ -10,6 +10,7 @@ ApplyError
     StartUncovered PointTooEarly ReplicasAhead
     PointNotReached        (retry) the relay has not come so far
   StoreMisconfigured ManifestUnreadable Fenced
+  ReleaseRefused           a quarantined tenant stays as it is
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ class TenantError(ApplyError):
     """This tenant's record cannot be applied: the tenant is quarantined, its replica stays readable, others go on."""
 
     disposition = Disposition.QUARANTINE
-    default_hint = "`headrace tenant info` shows the record's place; `headrace relay --new-generation` copies afresh."
+    default_hint = (
+        "`headrace tenant info` shows the record's place. Mend the cause and `headrace tenant release`, or go on without the"
+        " record by `headrace tenant skip`; `headrace relay --new-generation` copies afresh."
+    )
 
 
 class RowMissing(TenantError):
@@ -166,3 +170,11 @@ class Fenced(ApplyError):
     """Another applier has claimed the partition since: whoever meets this stops writing it at once and publishes nothing."""
 
     default_hint = "Nothing has to be done: the partition has a newer owner, which goes on with it."
+
+
+class ReleaseRefused(ApplyError):
+    """What was asked of a quarantined tenant cannot be done; it stays as it is."""
+
+    default_hint = (
+        "`headrace tenant info` shows where the tenant stands now; `headrace relay --new-generation` copies afresh."
+    )

@@ -66,6 +66,9 @@ class Handover:
     def wrote(self, name: str, partition: int, offset: int, rows: int, size: int) -> None:
         """Records from this offset on have been applied to the replica. `size`: their bytes in the log."""
 
+    def save(self) -> None:
+        """What `wrote` has told is remembered, whatever happens next. Raises StorageUnavailable."""
+
     # --- time ---
 
     def begun(self) -> None:

@@ -17,7 +17,7 @@ is a lost one.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import structlog
@@ -29,6 +29,7 @@ from appliers.follow import Follower
 from appliers.handover import Handover
 from appliers.marks import Marks
 from appliers.quarantine import Quarantine
+from appliers.release import Releases
 from appliers.replicas import Replicas
 from appliers.saving import Saving
 from appliers.state import PartitionState, State
@@ -61,6 +62,7 @@ class Ownership:
         marks: Marks,
         saving: Saving,
         handover: Handover,
+        releases: Releases,
     ) -> None:
         self._partitions = partitions
         self._state = state
@@ -73,6 +75,7 @@ class Ownership:
         self._marks = marks
         self._saving = saving
         self._handover = handover
+        self._releases = releases
         self._waiting: dict[int, float] = {}
         """Assigned, and locked by another process: since when."""
         self._not_before = 0.0
@@ -188,12 +191,13 @@ class Ownership:
         self._saving.save()
         return True
 
-    def _lost(self, partitions: Iterable[int]) -> None:
+    def _lost(self, partitions: Collection[int]) -> None:
         self._leave(partitions)
         self._unlock(partitions)
 
-    def _leave(self, partitions: Iterable[int]) -> None:
+    def _leave(self, partitions: Collection[int]) -> None:
         """Steps 1 to 3: nothing of these is read or written from here on."""
+        self._releases.leave(partitions)
         for partition in partitions:
             self._waiting.pop(partition, None)
             self._partitions.pop(partition, None)

@@ -23,8 +23,8 @@ from appliers.errors import ReplicaForeign, ReplicasMissing, StateForeign, Tenan
 from appliers.place import SHARED_FILE, SUFFIX, decode_name, partition_directory, replica_path
 from appliers.position import TenantPosition, read_position
 from appliers.replica import recognise, storage_error
-from appliers.state import APPLICATION_ID as STATE_ID
 from appliers.state import PartitionState, Quarantined, select_partitions, select_quarantined
+from appliers.state_file import APPLICATION_ID as STATE_ID
 from appliers.table import quote
 from appliers.types import built_in_name, numeric_modifier
 from cdc.relation import Column
@@ -156,6 +156,12 @@ class ReplicaReader:
         count = self.connection.execute(f"select count(*) from {quote(table)}").get
         assert isinstance(count, int)
         return count
+
+
+def position_in(path: Path, tenant: str) -> TenantPosition:
+    """Where the replica in this file is. Raises as ReplicaReader."""
+    with ReplicaReader(path, tenant) as reader, reader.snapshot():
+        return reader.position()
 
 
 class Directory:

@@ -25,7 +25,7 @@ from appliers.catalog import Catalog
 from appliers.errors import ReplicaCorrupt, ReplicaForeign, ReplicasAhead, TenantUnknown
 from appliers.place import SHARED_FILE, SUFFIX, decode_name, replica_files, replica_path
 from appliers.position import TenantPosition
-from appliers.reader import ReplicaReader
+from appliers.reader import position_in
 from appliers.replay import Reached, TenantReplay
 from appliers.replica import tenant_of
 from appliers.state import PartitionState, State, lock_partition
@@ -66,16 +66,11 @@ def standings(root: Path, partitions: Iterable[int]) -> Iterator[Standing]:
         try:
             tenant = decode_name(path.name.removesuffix(SUFFIX)) or tenant_of(path)
             if tenant is not None:
-                yield Standing(tenant, path, _position(path, tenant))
+                yield Standing(tenant, path, position_in(path, tenant))
         except (ValueError, ReplicaForeign, ReplicaCorrupt):
             continue
     if (root / SHARED_FILE).exists():
-        yield Standing(None, root / SHARED_FILE, _position(root / SHARED_FILE, SHARED_TENANT))
-
-
-def _position(path: Path, tenant: str) -> TenantPosition:
-    with ReplicaReader(path, tenant) as reader, reader.snapshot():
-        return reader.position()
+        yield Standing(None, root / SHARED_FILE, position_in(root / SHARED_FILE, SHARED_TENANT))
 
 
 def rebuild(
@@ -156,7 +151,7 @@ def _standing(reader: LogReader, request: Request, path: Path, tenant: str) -> P
     [(partition, end)] = request.ends.items()
     if not path.exists():
         return PartitionState(partition)
-    at = _position(path, tenant)
+    at = position_in(path, tenant)
     start = request.starts[partition] if request.starts else first_of(reader, [partition])[partition]
     first = next(iter(Scan(reader, {partition: start}, {partition: end})), None)
     covered = first is not None and head(first.value).position <= at.position

@@ -23,13 +23,14 @@ from typing import Final, Self
 import msgspec
 
 from appliers.apply import Numbered, Replica
+from appliers.attempt import attempt
 from appliers.catalog import Catalog
 from appliers.checkpoint import Checkpointer
 from appliers.position import read_position
 from appliers.reader import open_reader
 from appliers.replica import Template
 from appliers.truncates import Truncates, finish
-from appliers.window import Window
+from appliers.window import Copied, Window
 from fanout import envelope
 from fanout.envelope import (
     START,
@@ -68,8 +69,20 @@ class Reached(msgspec.Struct, frozen=True, kw_only=True):
 class TenantReplay:
     """One tenant's replica, or with `shared` that of the shared tables. A context manager, which closes the file."""
 
-    def __init__(self, window: Window, path: Path, tenant: str, catalog: Catalog, *, shared: bool = False) -> None:
-        """`path`: made with the tenant's first record if it is not there. `window`: of the tenant's partition.
+    def __init__(
+        self,
+        window: Window,
+        path: Path,
+        tenant: str,
+        catalog: Catalog,
+        *,
+        shared: bool = False,
+        base: Copied | None = None,
+        without_rows: tuple[int, int] | None = None,
+    ) -> None:
+        """`path`: made with the tenant's first record if it is not there. `window`: of the tenant's partition. `base`: how
+        far the partition was at the window's start, if the replica does not know. `without_rows`: (generation, commit_lsn)
+        of a transaction that counts as applied, and of which no row is.
 
         Raises ReplicaForeign, ReplicaCorrupt, StorageUnavailable."""
         self._window = window
@@ -84,20 +97,32 @@ class TenantReplay:
         self._replica: Replica | None = None
         if path.exists():
             self._open()
-        self._generation = self._replica.position.generation if self._replica else 0
-        self._ready = self._replica.ready if self._replica else False
+        self._without_rows = without_rows
+        self.rows = 0
+        """That were applied."""
+        self.failed: Numbered | None = None
+        """The record at which a TenantError ended it, if it was one's."""
+        if base is not None:
+            self._generation, self._ready = base.generation, base.ready
+        else:
+            self._generation = self._replica.position.generation if self._replica else 0
+            self._ready = self._replica.ready if self._replica else False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what is not whole is rolled back."""
         if self._replica is not None:
             self._replica.close()
         self._checkpointer.close()
 
-    def step(self, max_records: int = 10_000, max_bytes: int = 8 << 20) -> bool:
+    def step(self, max_records: int = 10_000, max_bytes: int = 8 << 20, timeout_s: float | None = None) -> bool:
         """Apply some more; False when everything was. Raises LogError, TenantError, StorageUnavailable, ReplayError."""
-        for record in self._window.fetch(max_records, max_bytes, None):
+        for record in self._window.fetch(max_records, max_bytes, timeout_s):
             body = envelope.decode(record.value)
             if isinstance(body, Changes):
                 self._put(record, body)
@@ -109,6 +134,20 @@ class TenantReplay:
         if self._window.done:
             self._follow()
         return not self._window.done
+
+    def go_on(self, window: Window) -> None:
+        """Everything was applied, and this is what comes next."""
+        self._window = window
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is open: no half of a transaction, and no row that waits for values."""
+        return self._replica is None or not self._replica.open_offsets
+
+    @property
+    def replica(self) -> Replica | None:
+        """The replica, if there is one by now."""
+        return self._replica
 
     @property
     def reached(self) -> Reached | None:
@@ -122,7 +161,7 @@ class TenantReplay:
             position=found.position,
             commit_time_us=found.commit_time_us,
             ready=found.ready,
-            rows=replica.rows,
+            rows=self.rows,
             held=replica.held_since is not None,
         )
 
@@ -130,6 +169,8 @@ class TenantReplay:
 
     def _put(self, record: Record, body: Changes) -> None:
         if self._is_current(body.generation, record):
+            if (body.generation, body.commit_lsn) == self._without_rows:
+                body = msgspec.structs.replace(body, runs=[])
             self._pending.append(Numbered(record.partition, record.offset, body))
             self._size += len(record.value)
             if self._size > _SLICE_BYTES:
@@ -140,9 +181,11 @@ class TenantReplay:
             return
         records, self._pending, self._size = self._pending, [], 0
         replica = self._replica or self._open()
-        for truncate in self._truncates.before(records[0]):
-            replica.truncate(*truncate)
-        replica.apply(records, ready=self._ready)
+        rows, failed = attempt(replica, records, self._truncates.before(records[0]), ready=self._ready)
+        self.rows += rows
+        if failed is not None:
+            self.failed, error = failed
+            raise error
         if replica.wal_pages > _CHECKPOINT_PAGES:
             self._checkpointer.put(self._path)
 

@@ -4,6 +4,7 @@
     schemas, facts, dropped   the tables, so that reading may start in the middle of the log
     followed     up to which change of the tables all replicas of a partition have their shapes (`appliers.follow`)
     quarantine   tenants that stopped, each with the place of its record and the reason
+    orders, audit   what people asked of those, and what came of it (`appliers.orders`)
     replicas     the tenants that have a file, by generation (`appliers.roster`)
     dirty        tenants that have changed since their last snapshot, a row for each partition (`appliers.snapshots`)
     pending      of these, the ones whose snapshot has not been put in the file's place yet (`appliers.snapshots`)
@@ -18,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -26,15 +27,17 @@ import apsw
 import msgspec
 
 from appliers.catalog import Catalog, Place, place_of
-from appliers.errors import PartitionInUse, StateForeign, StorageUnavailable
+from appliers.errors import PartitionInUse, StateForeign
+from appliers.orders import APPLIER, Orders
+from appliers.orders import CREATE as CREATE_ORDERS
 from appliers.place import SHARED_NAME, partition_directory
 from appliers.replica import alone
+from appliers.state_file import APPLICATION_ID, open_state, translated
 from cdc.facts import TableFacts
 from fanout.envelope import Dropped, Schema
 from fanout.errors import LogReplaced, PartitionCountChanged
 from fanout.log.interface import BEGINNING
 
-APPLICATION_ID: Final = 0x48445253  # "HDRS"
 _FORMAT: Final = "1"
 SHARED_PARTITION: Final = -1
 """Where the shared replica is noted: it is of no partition."""
@@ -64,6 +67,10 @@ create table if not exists pending (tenant text primary key, partition integer n
 create table if not exists dirty (
   partition integer not null, tenant text not null, offset integer not null, primary key (partition, tenant)
 ) strict, without rowid;
+"""
+_WIDEN_QUARANTINE = f"""
+alter table quarantine add column floor integer not null default {BEGINNING};
+alter table quarantine add column ready integer not null default 0;
 """
 
 
@@ -97,7 +104,7 @@ class Adopted(NamedTuple):
     pending: Mapping[str, bytes]
 
 
-class Quarantined(msgspec.Struct, frozen=True):
+class Quarantined(msgspec.Struct, frozen=True, omit_defaults=True):
     """A tenant that stopped. `position` and `offset` name its first record that was not applied."""
 
     tenant: str
@@ -108,6 +115,10 @@ class Quarantined(msgspec.Struct, frozen=True):
     reason: str
     hint: str
     since_ms: int
+    floor: int = BEGINNING
+    """Everything below this offset is in the replica, and durable; BEGINNING: nobody knows."""
+    ready: bool = False
+    """Whether the first copy was whole there."""
 
 
 def select_partitions(conn: apsw.Connection) -> dict[int, PartitionState]:
@@ -120,43 +131,18 @@ def select_partitions(conn: apsw.Connection) -> dict[int, PartitionState]:
 def select_quarantined(conn: apsw.Connection) -> dict[str, Quarantined]:
     """Tenants that stopped, as saved."""
     rows: list[Any] = conn.execute("select * from quarantine").fetchall()
-    return {row[0]: Quarantined(*row) for row in rows}
+    return {row[0]: Quarantined(*row[:9], *map(bool, row[9:])) for row in rows}
 
 
-@contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """SQLite's and the file system's errors: what is not ours, and what may be better later."""
-    try:
-        yield
-    except (apsw.NotADBError, apsw.CorruptError, apsw.SQLError) as error:
-        raise StateForeign("state.db is damaged, or not Headrace's", path=str(path)) from error
-    except (FileExistsError, NotADirectoryError) as error:
-        raise StateForeign("`replicas.path` is not a directory", path=str(path.parent)) from error
-    except apsw.Error as error:
-        raise StorageUnavailable(f"state.db cannot be used: {type(error).__name__}", path=str(path)) from error
-    except OSError as error:
-        raise StorageUnavailable(f"`replicas.path` cannot be used: {error.strerror}", path=str(path.parent)) from error
-
-
-def _open(path: Path) -> apsw.Connection:
-    """Our own file, or a new one; of another, not one byte is changed."""
-    conn = apsw.Connection(str(path))
-    conn.set_busy_timeout(10_000)
-    conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-    if conn.pragma("application_id") != APPLICATION_ID and conn.execute("select count(*) from sqlite_schema").get:
-        conn.close()
-        raise StateForeign("state.db is not Headrace's", path=str(path))
-    conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
-    conn.pragma("journal_mode", "wal")
-    conn.pragma("synchronous", "normal")
-    return conn
+def _what(entry: Quarantined) -> str:
+    return f"{entry.position}: {entry.error}: {entry.reason}"
 
 
 def lock_partition(root: Path, partition: int) -> int:
     """Lock a partition's directory, made if there is none, until the descriptor is closed.
 
     Raises PartitionInUse, StorageUnavailable."""
-    with _translated(root / "state.db"):
+    with translated(root / "state.db"):
         directory = partition_directory(root, partition)
         directory.mkdir(parents=True, exist_ok=True)
         fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
@@ -176,10 +162,10 @@ class State:
         self.root = root
         self._locks: dict[int, int] = {}
         self._path = path = root / "state.db"
-        with _translated(path):
+        with translated(path):
             root.mkdir(parents=True, exist_ok=True)
             with alone(root):  # SQLite refuses the second of two that begin to make it
-                self._conn = conn = _open(path)
+                self._conn = conn = open_state(path)
                 with conn:
                     if not conn.execute("select count(*) from sqlite_schema").get:
                         conn.execute(_CREATE)
@@ -188,8 +174,11 @@ class State:
                             "insert into meta values (?, ?)",
                             [("format", _FORMAT), ("log", log_identity), ("partitions", str(partitions))],
                         )
-                    conn.execute(_CREATE_LATER)
+                    conn.execute(_CREATE_LATER + CREATE_ORDERS)
+                    if not conn.execute("select count(*) from pragma_table_info('quarantine') where name = 'floor'").get:
+                        conn.execute(_WIDEN_QUARANTINE)
                     meta = {str(name): value for name, value in conn.execute("select name, value from meta")}
+        self.orders = Orders(conn, path)
         if not meta.keys() >= {"format", "log", "partitions"}:
             raise StateForeign("state.db is damaged, or not Headrace's", path=str(path))
         if meta["partitions"] != str(partitions):
@@ -224,7 +213,7 @@ class State:
 
     def tables(self) -> Tables:
         """Everything that was saved of the tables."""
-        with _translated(self._path):
+        with translated(self._path):
             bodies: list[Any] = self._conn.execute("select body from schemas").fetchall()
             facts: Any = self._conn.execute("select generation, commit_lsn, body from facts").fetchone()
             dropped: list[Any] = self._conn.execute("select generation, commit_lsn, number, oid from dropped").fetchall()
@@ -246,7 +235,7 @@ class State:
 
     def save_schema(self, schema: Schema) -> None:
         """A Schema record that said something new; to us: another applier of this directory may know a newer one."""
-        with _translated(self._path):
+        with translated(self._path):
             self._conn.execute("begin immediate")
             with contextlib.ExitStack() as ending:
                 ending.callback(self._conn.execute, "commit")
@@ -280,7 +269,7 @@ class State:
 
     def followed(self) -> dict[int, Place]:
         """Partition -> the place in the log up to which its replicas have followed."""
-        with _translated(self._path):
+        with translated(self._path):
             rows: list[Any] = self._conn.execute("select * from followed").fetchall()
         return {partition: (generation, commit_lsn, number) for partition, generation, commit_lsn, number in rows}
 
@@ -291,14 +280,14 @@ class State:
 
     def partitions(self, wanted: Iterable[int]) -> dict[int, PartitionState]:
         """The saved state of these partitions; one never read starts at the beginning."""
-        with _translated(self._path):
+        with translated(self._path):
             found = select_partitions(self._conn)
         return {partition: found.get(partition) or PartitionState(partition) for partition in wanted}
 
     def replicas(self, wanted: Iterable[int]) -> dict[str, int]:
         """The tenants of these partitions that have a file, and the shared replica: name -> generation."""
         owned = {*wanted, SHARED_PARTITION}
-        with _translated(self._path):
+        with translated(self._path):
             rows: list[Any] = self._conn.execute(
                 "select tenant, generation from replicas where partition in (select value from json_each(?))",
                 (msgspec.json.encode(owned).decode(),),
@@ -315,10 +304,14 @@ class State:
             self.save_facts(*adopted.tables.facts)
         for dropped in adopted.tables.dropped:
             self.save_dropped(dropped)
-        with _translated(self._path), self._conn:
+        with translated(self._path), self._conn:
             self._conn.execute("delete from quarantine where partition = ? and tenant <> ?", (partition, SHARED_NAME))
-            for entry in adopted.quarantined:
-                self.quarantine(entry)
+            for (
+                entry
+            ) in adopted.quarantined:  # what is here is from a snapshot, which has what is below the manifest's offset
+                behind = entry.floor > state.offset
+                here = msgspec.structs.replace(entry, floor=state.offset, ready=state.ready) if behind else entry
+                self.quarantine(here)
             self._conn.execute("delete from followed where partition = ?", (partition,))
             self._conn.execute("delete from dirty where partition = ?", (partition,))
             self.save_pending(partition, adopted.pending)
@@ -326,7 +319,7 @@ class State:
 
     def dirty(self, partition: int) -> dict[str, int]:
         """Tenant -> the offset of its first record that no snapshot holds."""
-        with _translated(self._path):
+        with translated(self._path):
             rows: list[Any] = self._conn.execute(
                 "select tenant, offset from dirty where partition = ?", (partition,)
             ).fetchall()
@@ -336,13 +329,13 @@ class State:
         """Partition -> tenant -> that offset, None for one that is clean. Saved before the offsets that it belongs to."""
         dirty = [(p, name, at) for p, tenants in changed.items() for name, at in tenants.items() if at is not None]
         clean = [(p, name) for p, tenants in changed.items() for name, at in tenants.items() if at is None]
-        with _translated(self._path), self._conn:
+        with translated(self._path), self._conn:
             self._conn.executemany("insert or replace into dirty values (?, ?, ?)", dirty)
             self._conn.executemany("delete from dirty where partition = ? and tenant = ?", clean)
 
     def pending(self, partition: int) -> dict[str, bytes]:
         """Tenant -> the snapshot that has not been put in its place yet."""
-        with _translated(self._path):
+        with translated(self._path):
             rows: list[Any] = self._conn.execute(
                 "select tenant, snapshot from pending where partition = ?", (partition,)
             ).fetchall()
@@ -350,21 +343,21 @@ class State:
 
     def save_pending(self, partition: int, snapshots: Mapping[str, bytes]) -> None:
         """These are the partition's pending tenants, and no others."""
-        with _translated(self._path), self._conn:
+        with translated(self._path), self._conn:
             self._conn.execute("delete from pending where partition = ?", (partition,))
             rows = [(tenant, partition, snapshot) for tenant, snapshot in snapshots.items()]
             self._conn.executemany("insert into pending values (?, ?, ?)", rows)
 
     def forget_pending(self, tenants: Iterable[str]) -> None:
         """Their files are in place. Called behind the barrier only."""
-        with _translated(self._path), self._conn:
+        with translated(self._path), self._conn:
             self._conn.executemany("delete from pending where tenant = ?", [(tenant,) for tenant in tenants])
 
     def save_partitions(self, states: Mapping[int, PartitionState], replicas: Iterable[tuple[str, int, int]] = ()) -> None:
         """`replicas`: (tenant, partition, generation) of files that these offsets have made.
 
         Called behind the barrier only. Raises StorageUnavailable, as all that writes here."""
-        with _translated(self._path), self._conn:
+        with translated(self._path), self._conn:
             self._conn.executemany(
                 "insert into replicas values (?, ?, ?) on conflict (tenant) do update"
                 " set generation = max(generation, excluded.generation)",
@@ -377,19 +370,34 @@ class State:
 
     def quarantine(self, entry: Quarantined) -> None:
         """Remember a tenant that stopped; the first reason stands."""
-        self._write("insert or ignore into quarantine values (?, ?, ?, ?, ?, ?, ?, ?)", msgspec.structs.astuple(entry))
+        with translated(self._path), self._conn:
+            self._insert(entry, "ignore")
+            if self._conn.changes():
+                self.orders.note(entry.tenant, "stopped", APPLIER, _what(entry), entry.since_ms)
+
+    def quarantine_again(self, entry: Quarantined, by: str) -> None:
+        """A tenant that was to go on has stopped at this one; whoever had asked for it is `by`."""
+        with translated(self._path), self._conn:
+            self._insert(entry, "replace")
+            self.orders.settle(entry.tenant, "stopped again", by, _what(entry))
+
+    def _insert(self, entry: Quarantined, otherwise: str) -> None:
+        values = msgspec.structs.astuple(entry)
+        self._conn.execute(f"insert or {otherwise} into quarantine values ({', '.join('?' * len(values))})", values)
 
     def quarantined(self) -> dict[str, Quarantined]:
         """Tenants that stopped."""
-        with _translated(self._path):
+        with translated(self._path):
             return select_quarantined(self._conn)
 
-    def release(self, tenant: str) -> None:
-        """Forget that a tenant stopped: a new generation has copied it afresh."""
-        self._write("delete from quarantine where tenant = ?", (tenant,))
+    def release(self, tenant: str, by: str, detail: str) -> None:
+        """Forget that a tenant stopped: its replica is where the others are, by its own records or by a new copy."""
+        with translated(self._path), self._conn:
+            self._conn.execute("delete from quarantine where tenant = ?", (tenant,))
+            self.orders.settle(tenant, "released", by, detail)
 
     def _write(self, statement: str, values: tuple[Any, ...]) -> None:
-        with _translated(self._path):
+        with translated(self._path):
             self._conn.execute(statement, values)
 
     def close(self) -> None:

@@ -30,6 +30,7 @@ from appliers.handover import Applier, Handover
 from appliers.marks import Marks
 from appliers.ownership import Ownership
 from appliers.quarantine import Quarantine
+from appliers.release import Releases
 from appliers.replicas import Replicas
 from appliers.saving import Saving
 from appliers.settings import WorkerOptions
@@ -63,8 +64,10 @@ class Worker:
         *,
         member: LogMember | None = None,
         handover: Handover | None = None,
+        open_log: Callable[[], LogReader] | None = None,
     ) -> None:
-        """Takes these partitions for itself; with `member`, which is then the reader, the group gives it others.
+        """Takes these partitions for itself; with `member`, which is then the reader, the group gives it others. `open_log`:
+        another reader, with which it releases quarantined tenants when it is asked to.
 
         Raises PartitionInUse, StateForeign, LogReplaced, PartitionCountChanged.
         """
@@ -83,7 +86,17 @@ class Worker:
         self._marks = marks = Marks()
         self._bodies = Bodies(self._partitions)
         self._replicas = Replicas(options, catalog, self._partitions, reader.partitions, handover)
-        self._quarantine = Quarantine(self._state, self._let_go)
+        self._quarantine = Quarantine(self._state, self._partitions, self._let_go, self._copy_afresh)
+        self._releases = Releases(
+            self._partitions,
+            self._state,
+            self._replicas,
+            self._quarantine,
+            handover,
+            options.overrides,
+            reader.wake,
+            open_log,
+        )
         self._follower = Follower(catalog, self._replicas.names_in)
         self._delivery = Delivery(
             self._partitions,
@@ -135,6 +148,7 @@ class Worker:
             marks,
             self._saving,
             handover,
+            self._releases,
         )
         replicas = self._replicas
         handover.join(
@@ -174,6 +188,9 @@ class Worker:
                 if member is not None and self._ownership.step(member):
                     self._tell()
                 self._follow()
+                if self._releases.step():
+                    self._teller.news()
+                    self._saving.touched()
                 self._saving.sync()
                 if self._handover.step(self._saving.floors):
                     self._teller.news()
@@ -181,6 +198,7 @@ class Worker:
                 if self._teller.is_due():
                     self._tell()
             self.status.phase = "stopped"
+            self._releases.close()
             self._saving.finish()
             self._handover.give(self._saving.floors(), time.monotonic() + _GIVE_S)
             self._tell()
@@ -189,6 +207,7 @@ class Worker:
             self._close()
 
     def _close(self) -> None:
+        self._releases.close()
         self._handover.close()
         self._replicas.close()
         self._backlog.close()
@@ -198,7 +217,12 @@ class Worker:
     def _timeout(self) -> float | None:
         """Seconds until the barrier or a status is due; without news neither is, and the log alone wakes us."""
         now = time.monotonic()
-        waits = (self._follower.wait_s(self._partitions), self._ownership.wait_s(), self._handover.wait_s())
+        waits = (
+            self._follower.wait_s(self._partitions),
+            self._ownership.wait_s(),
+            self._handover.wait_s(),
+            self._releases.wait_s(),
+        )
         due = [
             *(at for at in (self._saving.due_at(), self._teller.due_at()) if at is not None),
             *(now + wait_s for wait_s in waits if wait_s is not None),
@@ -292,6 +316,10 @@ class Worker:
         for name in list(self._replicas.exchanged()):
             lost = ReplicaLost("The replica's file was removed or exchanged while it was written")
             self._stop_tenant(name, lost)
+
+    def _copy_afresh(self, name: str) -> None:
+        """A quarantined tenant begins anew."""
+        self._releases.abandon(name)
 
     def _let_go(self, name: str) -> None:
         """A tenant that is quarantined holds nothing up."""

@@ -29,7 +29,7 @@ from typing import Final, NamedTuple, TypeAlias
 import msgspec
 
 from cdc.facts import TableFacts
-from cdc.lsn import format_lsn
+from cdc.lsn import format_lsn, parse_lsn
 from cdc.pgoutput import Row
 from cdc.relation import Relation
 from fanout.errors import EnvelopeUnknown
@@ -51,6 +51,12 @@ class Position(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.generation}:{format_lsn(self.commit_lsn)}:{self.chunk}"
+
+
+def parse_position(text: str) -> Position:
+    """What `str` of a position gave. Raises ValueError."""
+    generation, lsn, chunk = text.split(":")
+    return Position(int(generation), parse_lsn(lsn), int(chunk))
 
 
 START: Final = Position(0, 0, FIRST_COPY_CHUNK)

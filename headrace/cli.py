@@ -298,7 +298,7 @@ def replay(
         raise typer.Exit(output.EXIT_ERROR)
 
 
-tenant_app = typer.Typer(no_args_is_help=True, help="Show the tenants' replicas.")
+tenant_app = typer.Typer(no_args_is_help=True, help="Show the tenants' replicas, and let those go on that stopped.")
 app.add_typer(tenant_app, name="tenant")
 
 
@@ -340,6 +340,58 @@ def tenant_info(
         output.print_json(detail)
     else:
         show_tenant(detail)
+
+
+@tenant_app.command("release")
+def tenant_release(
+    tenant: Annotated[str, typer.Argument(help="The tenant's id.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have a quarantined tenant try again from where it stopped, and go on, while others' records flow."""
+    from headrace.quarantine import ask
+    from headrace.views import show_asked
+
+    asked = ask(Path(load(config).replicas.path), tenant, "release")
+    if as_json:
+        output.print_json(asked)
+    else:
+        show_asked(asked)
+
+
+@tenant_app.command("skip")
+def tenant_skip(
+    tenant: Annotated[str, typer.Argument(help="The tenant's id.")],
+    position: Annotated[str, typer.Argument(help="Of the record it stopped at, as `tenant info` shows it.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have a quarantined tenant go on without the rows of the transaction it stopped at, which its replica then lacks."""
+    from headrace.quarantine import ask
+    from headrace.views import show_asked
+
+    asked = ask(Path(load(config).replicas.path), tenant, "skip", position)
+    if as_json:
+        output.print_json(asked)
+    else:
+        show_asked(asked)
+
+
+@tenant_app.command("history")
+def tenant_history(
+    tenant: Annotated[str | None, typer.Argument(help="The tenant's id; without it, of all.")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the audit trail: which tenants stopped and why, who asked for what, and what came of it."""
+    from headrace.quarantine import history
+    from headrace.views import show_history
+
+    happened = history(Path(load(config).replicas.path), tenant)
+    if as_json:
+        output.print_json(happened)
+    else:
+        show_history(happened)
 
 
 @app.command()

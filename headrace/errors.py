@@ -2,6 +2,7 @@
 
 ConfigError       the configuration file or environment
 CommandError      a command cannot do what was asked
+  PartitionUnknown NotQuarantined RecordMismatch
 """
 
 from __future__ import annotations
@@ -25,3 +26,15 @@ class PartitionUnknown(CommandError):
     """The log has no partition of this number."""
 
     default_hint = "Partitions are numbered from 0; `headrace status` says how many there are."
+
+
+class NotQuarantined(CommandError):
+    """There is nothing to release."""
+
+    default_hint = "`headrace tenant list --quarantined` names those that stopped."
+
+
+class RecordMismatch(CommandError):
+    """Another record than the one that was named is what the tenant stands at."""
+
+    default_hint = "Look at it with `headrace tenant info`, and name that one."

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -172,12 +173,12 @@ def run_applier(config: Config, share: Share) -> None:
     """One applier with a fixed share, until a signal. Raises HeadraceError."""
     name = f"applier-{share.number}of{share.count}"
     status_file = StatusFile(Path(config.run.path), name, stage="applier", share=str(share))
-    options = _worker_options(config)
+    options, open_log = _worker_options(config), partial(open_reader, config.log)
 
     def attempt(run: Callable[[Stage], None]) -> None:
         with open_reader(config.log) as reader:
             partitions: Sequence[int] = share.partitions(reader.partitions)
-            run(Worker(options, reader, partitions, status_file.write, handover=_handover(config)))
+            run(Worker(options, reader, partitions, status_file.write, handover=_handover(config), open_log=open_log))
 
     Runner(config.run.retry_s, status_file).run(attempt)
 
@@ -185,11 +186,20 @@ def run_applier(config: Config, share: Share) -> None:
 def run_member(config: Config, instance: str) -> None:
     """One applier of the group, called `instance`, until a signal. Raises HeadraceError."""
     status_file = StatusFile(Path(config.run.path), f"applier-{instance}", stage="applier")
-    options = _worker_options(config)
+    options, open_log = _worker_options(config), partial(open_reader, config.log)
 
     def attempt(run: Callable[[Stage], None]) -> None:
         with open_member(config.log, instance) as member:
-            run(Worker(options, member, on_status=status_file.write, member=member, handover=_handover(config)))
+            run(
+                Worker(
+                    options,
+                    member,
+                    on_status=status_file.write,
+                    member=member,
+                    handover=_handover(config),
+                    open_log=open_log,
+                )
+            )
 
     Runner(config.run.retry_s, status_file).run(attempt)
 

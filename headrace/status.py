@@ -123,8 +123,8 @@ def collect(config: Config) -> Status:
 
 def stopped(entry: Quarantined) -> Stopped:
     """A quarantined tenant as a part of the answer."""
-    fields = msgspec.structs.asdict(entry)
-    return Stopped(**{**fields, "tenant": None if entry.tenant == SHARED_NAME else entry.tenant})
+    told = {name: getattr(entry, name) for name in Stopped.__struct_fields__}
+    return Stopped(**{**told, "tenant": None if entry.tenant == SHARED_NAME else entry.tenant})
 
 
 def failure_of(error: HeadraceError) -> Failure:

@@ -16,11 +16,13 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
+from appliers.orders import Happened
 from appliers.worker import WorkerStatus
 from fanout.relay import RelayStatus
 from headrace import output
 from headrace.lag import Lag, PartitionLag
 from headrace.output import bytes_text, print_facts, print_table
+from headrace.quarantine import Asked
 from headrace.records import iso_ms, printable
 from headrace.status import ReplicasStatus, SourceStatus, Status, Stopped
 from headrace.status_file import Process
@@ -250,3 +252,22 @@ def _show_quarantine(entry: Stopped) -> None:
             "fix": entry.hint,
         },
     )
+
+
+def show_asked(asked: Asked) -> None:
+    """What happens next."""
+    does = (
+        "tries again from where it stopped" if asked.action == "release" else "goes on without the rows of that transaction"
+    )
+    output.out.print(
+        f"Tenant {printable(asked.tenant)} {does} ({asked.position}), as soon as its applier runs.\n"
+        f"What came of it: headrace tenant history {printable(asked.tenant)}",
+        markup=False,
+        highlight=False,
+    )
+
+
+def show_history(happened: Collection[Happened]) -> None:
+    """A line each, the oldest first."""
+    rows = [(iso_ms(line.at_ms), printable(line.tenant), line.event, line.by, line.detail) for line in happened]
+    output.print_listing(("at", "tenant", "event", "by", "detail"), rows)

@@ -179,7 +179,7 @@ class SnapshotHandover(Handover):
             owned.history.append(msgspec.structs.replace(state))
             plan = self._plan(owned, state, owned.dirty.all())
             self._finish(partition, owned, rounds.run(self._store, plan, self._copiers, is_time))
-        self._save_dirty()
+        self.save()
 
     def drop(self, partitions: Iterable[int]) -> None:
         gone = list(partitions)
@@ -204,10 +204,13 @@ class SnapshotHandover(Handover):
         if owned is not None:
             owned.dirty.note(name, offset, rows, size, time.monotonic())
 
+    def save(self) -> None:
+        self._state.save_dirty({partition: owned.dirty.take_changed() for partition, owned in self._owned.items()})
+
     # --- time ---
 
     def begun(self) -> None:
-        self._save_dirty()
+        self.save()
         self._placed |= self._hydration.take_placed()
 
     def saved(self, states: Mapping[int, PartitionState]) -> None:
@@ -263,9 +266,6 @@ class SnapshotHandover(Handover):
         status.pending = len(self._hydration)
         status.dirty = sum(len(owned.dirty) for owned in self._owned.values())
         status.published_ms = min((owned.published_ms for owned in self._owned.values()), default=None)
-
-    def _save_dirty(self) -> None:
-        self._state.save_dirty({partition: owned.dirty.take_changed() for partition, owned in self._owned.items()})
 
     # --- rounds ---
 

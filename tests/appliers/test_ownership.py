@@ -17,8 +17,8 @@ from appliers.worker import Worker, WorkerOptions
 from fanout import envelope
 from fanout.envelope import Changes, Envelope
 from fanout.log import LogConfig, open_member, open_reader, open_writer, partition_of
+from tests.appliers.fleet import PARTITIONS, begin, end, insert, progress, shared
 from tests.appliers.records import rows_of
-from tests.appliers.test_worker import PARTITIONS, begin, end, insert, progress, shared
 from tests.end_to_end.oracle import wait_until
 from tests.fanout import logs
 

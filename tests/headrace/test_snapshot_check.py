@@ -13,8 +13,8 @@ from cdc.preflight import Severity
 from fanout.envelope import Progress
 from headrace.config import ApplyConfig, Config, SnapshotsConfig
 from headrace.snapshot_check import snapshot_findings
+from tests.appliers.fleet import PARTITIONS, Fleet, begin, end, insert
 from tests.appliers.snapshots.test_handover import Machine, cut
-from tests.appliers.test_worker import PARTITIONS, Fleet, begin, end, insert
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from appliers.worker import Worker, WorkerOptions, WorkerStatus
 from fanout import envelope
 from fanout.envelope import Close
 from fanout.log import open_reader, open_writer, partition_of
+from tests.appliers.fleet import PARTITIONS, Fleet, begin, end, insert, progress, shared, truncate
 from tests.appliers.records import rows_of
-from tests.appliers.test_worker import PARTITIONS, Fleet, begin, end, insert, progress, shared, truncate
 
 TENANTS = [f"t{number}" for number in range(12)]
 WHEN_ASKED = Bounds(changes=10**9, bytes=10**12, age_s=10**6, at_once=64)
