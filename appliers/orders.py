@@ -89,11 +89,14 @@ class Orders:
             event: Event = "asked to release" if order.action == "release" else "asked to skip"
             self.note(order.tenant, event, order.asked_by, order.position, order.asked_ms)
 
-    def settle(self, tenant: str, event: Event, by: str, detail: str) -> None:
-        """This came of it; within the caller's transaction, if there is one."""
+    def settle(self, order: Order, event: Event, detail: str) -> None:
+        """This came of it; within the caller's transaction, if there is one. One that was given since stays."""
         with translated(self._path), self._conn:
-            self._conn.execute("delete from orders where tenant = ?", (tenant,))
-            self.note(tenant, event, by, detail)
+            self._conn.execute(
+                "delete from orders where tenant = ? and action = ? and asked_ms = ?",
+                (order.tenant, order.action, order.asked_ms),
+            )
+            self.note(order.tenant, event, order.asked_by, detail)
 
     def note(self, tenant: str, event: Event, by: str, detail: str, at_ms: int | None = None) -> None:
         """A line of the audit trail; within the caller's transaction."""

@@ -15,7 +15,7 @@ import structlog
 
 from appliers.apply import Numbered
 from appliers.errors import ReplicaCorrupt, ReplicaForeign, TenantError
-from appliers.orders import APPLIER
+from appliers.orders import Order
 from appliers.place import SHARED_NAME
 from appliers.position import position_of
 from appliers.state import PartitionState, Quarantined, State
@@ -79,11 +79,11 @@ class Quarantine:
         self._state.quarantine(entry)
         self._tell(entry)
 
-    def put_again(self, name: str, record: Numbered, error: TenantError, by: str) -> None:
-        """A tenant that is being released, as `by` asked, has stopped here."""
-        known = self._entries[name]
-        entry = _entry(name, record, error, known.floor, ready=known.ready)
-        self._state.quarantine_again(entry, by)
+    def put_again(self, order: Order, record: Numbered, error: TenantError) -> None:
+        """A tenant that is being released has stopped here."""
+        known = self._entries[order.tenant]
+        entry = _entry(order.tenant, record, error, known.floor, ready=known.ready)
+        self._state.quarantine_again(entry, order)
         self._tell(entry)
 
     def _tell(self, entry: Quarantined) -> None:
@@ -102,10 +102,10 @@ class Quarantine:
         """No record of the tenant is at fault: it stops at this place of the log."""
         self.put(name, Numbered(place.partition, place.offset, NOTHING), error)
 
-    def end(self, name: str, by: str, detail: str) -> None:
-        """The tenant has been brought to where its partition is, as `by` asked: it goes on with the others."""
-        self._state.release(name, by, detail)
-        del self._entries[name]
+    def end(self, order: Order, detail: str) -> None:
+        """The tenant has been brought to where its partition is: it goes on with the others."""
+        self._state.release(order.tenant, order, detail)
+        del self._entries[order.tenant]
 
     def release(self, partition: int, has_file: Callable[[str], bool]) -> None:
         """A new generation copies quarantined tenants afresh, unless a file in their place is what is wrong with them."""
@@ -113,7 +113,8 @@ class Quarantine:
             in_the_way = entry.error in _FILE_IN_THE_WAY and has_file(name)
             if entry.partition == partition and not in_the_way:
                 self._on_copy(name)
-                self.end(name, APPLIER, "a new generation copies it afresh")
+                self._state.release(name, None, "a new generation copies it afresh")
+                del self._entries[name]
 
 
 def _entry(name: str, record: Numbered, error: TenantError, floor: int, *, ready: bool) -> Quarantined:

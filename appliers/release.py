@@ -234,8 +234,8 @@ class Releases:
         self._handover.wrote(name, current.partition, current.start, rows, 0)
         self._handover.save()
         what = "without the rows of its transaction" if order.action == "skip" else "with all its rows"
-        self._quarantine.end(name, order.asked_by, f"{order.position}: {what}; rows applied: {rows:,}")
-        self._orders.remove(order)
+        self._quarantine.end(order, f"{order.position}: {what}; rows applied: {rows:,}")
+        self._forget(order)
         log.info("released", tenant=name, action=order.action, rows=rows, by=order.asked_by)
 
     def _stopped(self, current: _Releasing, error: TenantError) -> None:
@@ -244,19 +244,23 @@ class Releases:
         entry = self._quarantine.get(order.tenant)
         assert entry is not None
         record = failed or Numbered(entry.partition, entry.offset, NOTHING)
-        self._quarantine.put_again(order.tenant, record, error, order.asked_by)
-        self._orders.remove(order)
+        self._quarantine.put_again(order, record, error)
+        self._forget(order)
 
     def _refuse(self, order: Order, error: HeadraceError) -> None:
         self._close()
-        self._state.orders.settle(order.tenant, "refused", order.asked_by, f"{type(error).__name__}: {error}. {error.hint}")
-        self._orders = [other for other in self._orders if other != order]
+        self._state.orders.settle(order, "refused", f"{type(error).__name__}: {error}. {error.hint}")
+        self._forget(order)
         log.warning("not released", tenant=order.tenant, error=type(error).__name__, reason=str(error), hint=error.hint)
 
+    def _forget(self, order: Order) -> None:
+        self._orders = [other for other in self._orders if other != order]
+
     def _close(self) -> None:
-        current, self._current, self._not_before = self._current, None, None
+        current, self._current = self._current, None
         if current is not None:
             current.replay.close()
+            self._not_before = time.monotonic()  # there may be another one
 
 
 def _skipped(order: Order, entry: Quarantined) -> tuple[int, int] | None:

@@ -28,7 +28,7 @@ import msgspec
 
 from appliers.catalog import Catalog, Place, place_of
 from appliers.errors import PartitionInUse, StateForeign
-from appliers.orders import APPLIER, Orders
+from appliers.orders import APPLIER, Order, Orders
 from appliers.orders import CREATE as CREATE_ORDERS
 from appliers.place import SHARED_NAME, partition_directory
 from appliers.replica import alone
@@ -375,11 +375,11 @@ class State:
             if self._conn.changes():
                 self.orders.note(entry.tenant, "stopped", APPLIER, _what(entry), entry.since_ms)
 
-    def quarantine_again(self, entry: Quarantined, by: str) -> None:
-        """A tenant that was to go on has stopped at this one; whoever had asked for it is `by`."""
+    def quarantine_again(self, entry: Quarantined, order: Order) -> None:
+        """A tenant that was to go on, as was asked for, has stopped at this one."""
         with translated(self._path), self._conn:
             self._insert(entry, "replace")
-            self.orders.settle(entry.tenant, "stopped again", by, _what(entry))
+            self.orders.settle(order, "stopped again", _what(entry))
 
     def _insert(self, entry: Quarantined, otherwise: str) -> None:
         values = msgspec.structs.astuple(entry)
@@ -390,11 +390,15 @@ class State:
         with translated(self._path):
             return select_quarantined(self._conn)
 
-    def release(self, tenant: str, by: str, detail: str) -> None:
-        """Forget that a tenant stopped: its replica is where the others are, by its own records or by a new copy."""
+    def release(self, tenant: str, order: Order | None, detail: str) -> None:
+        """Forget that a tenant stopped: its replica is where the others are, as was asked for, or by a new copy."""
         with translated(self._path), self._conn:
             self._conn.execute("delete from quarantine where tenant = ?", (tenant,))
-            self.orders.settle(tenant, "released", by, detail)
+            if order is not None:
+                self.orders.settle(order, "released", detail)
+            else:
+                self._conn.execute("delete from orders where tenant = ?", (tenant,))
+                self.orders.note(tenant, "released", APPLIER, detail)
 
     def _write(self, statement: str, values: tuple[Any, ...]) -> None:
         with translated(self._path):

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import apsw
@@ -21,6 +22,8 @@ from fanout.log import open_reader
 from tests.appliers.fleet import ITEMS, PARTITIONS, Fleet, begin, end, insert, progress, truncate
 from tests.appliers.records import changes, run
 from tests.end_to_end.oracle import wait_until
+
+TIMES = count(1_764_000_000_000)
 
 
 def patch(lsn: int, number: int) -> Changes:
@@ -56,7 +59,7 @@ def working(fleet: Fleet) -> Iterator[Worker]:
 
 def ask(fleet: Fleet, action: Action, position: str = "1:0/C:0", tenant: str = "bad") -> None:
     with open_orders(fleet.root) as orders:
-        orders.ask(Order(tenant, action, position, "me", 1_764_000_000_000))
+        orders.ask(Order(tenant, action, position, "me", next(TIMES)))
     ring(fleet.root)
 
 
@@ -217,6 +220,32 @@ def test_a_file_that_was_lost_is_not_trusted(fleet: Fleet) -> None:
         ask(fleet, "release", position, "good")
         wait_until(lambda: trail(fleet, "good")[-1].event == "released", "the release")
     assert (fleet.ids("good"), fleet.ready("good")) == ([1], True)
+
+
+def test_orders_that_come_together_are_carried_out_one_after_the_other(fleet: Fleet) -> None:
+    """Of two about one tenant the last one counts, and is not lost to what comes of the first."""
+    fleet.write(("worse", insert(40, 1)), ("worse", patch(41, 2)), ("worse", insert(42, 3)))
+    fleet.work()
+    ask(fleet, "release")
+    ask(fleet, "skip")
+    ask(fleet, "skip", "1:0/29:0", "worse")
+    with working(fleet):
+        wait_until(lambda: not fleet.quarantined(), "all are released")
+    assert (fleet.ids("bad"), fleet.ids("worse")) == ([1, 4], [1, 3])
+
+
+def test_one_that_was_given_meanwhile_is_not_taken_for_done(fleet: Fleet) -> None:
+    """What comes of the order before it leaves it to be carried out."""
+    fleet.write(("bad", insert(30, 8, last=False)))
+    mend(fleet)
+    with working(fleet):
+        ask(fleet, "release")
+        wait_until(lambda: 4 in fleet.ids("bad"), "the replay waits for the rest of a transaction")
+        ask(fleet, "skip")
+        fleet.write(("bad", insert(30, 9, chunk=1)))
+        assert wait_for_outcome(fleet).event == "refused"
+    assert [line.event for line in trail(fleet)[-2:]] == ["released", "refused"]
+    assert fleet.ids("bad") == [1, 2, 4, 8, 9]
 
 
 def test_an_order_outlives_the_applier(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,10 +51,10 @@ def test_the_first_reason_of_a_quarantine_stands(tmp_path: Path) -> None:
     state.quarantine(first)
     state.quarantine(Quarantined("bad", 1, 9, "1:0/9:0", "PositionGap", "later", "-", 2))
     assert state.quarantined() == {"bad": first}
-    state.release("bad", "somebody", "mended")
+    state.release("bad", None, "mended")
     assert state.quarantined() == {}
     trail = [(line.event, line.by) for line in state.orders.trail("bad")]
-    assert trail == [("stopped", "applier"), ("released", "somebody")]
+    assert trail == [("stopped", "applier"), ("released", "applier")]
     state.close()
 
 
