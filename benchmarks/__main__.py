@@ -17,7 +17,7 @@ from benchmarks.workload import Shape
 from benchmarks.workspace import Workspace
 
 DEFAULT_PARTS: Final = ("relay", "applier", "e2e", "latency", "decode")
-PARTS: Final = (*DEFAULT_PARTS, "large", "fleet")
+PARTS: Final = (*DEFAULT_PARTS, "large", "isolation", "fleet")
 _WITHOUT_SERVER: Final = {"decode", "fleet"}
 _PLACES: Final = ("dir", "results", "profile")
 """Options that name places of one machine: they are not kept."""
@@ -107,6 +107,8 @@ def _on_a_server(options: argparse.Namespace, shape: Shape, report: Report) -> N
             end_to_end.run(workspace, report, options.runs, logs, options.appliers)
         if "latency" in options.parts:
             latency.run(workspace, report, options.rate, options.seconds, logs, options.appliers)
+        if "isolation" in options.parts:
+            latency.beside_a_loud_tenant(workspace, report, options.rate, options.seconds, logs, options.appliers)
         if "large" in options.parts:
             large_transaction.run(workspace, report, options.large_rows, logs)
 

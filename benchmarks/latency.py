@@ -3,6 +3,8 @@
 An application commits transactions of two rows (an update and an insert) at an even pace over 1,000 tenants; every other
 one is of a tenant that is watched. Replicas are warm: each tenant had rows before, which came the same way. What the
 two processes at the ends cost is told beside what the product costs.
+
+`beside_a_loud_tenant` measures the same tenants twice: alone, and beside one tenant that has nine in ten of all rows.
 """
 
 from __future__ import annotations
@@ -23,10 +25,14 @@ from benchmarks.report import Measurement, Report
 from benchmarks.workspace import Workspace
 
 PART: Final = "latency"
+ISOLATION: Final = "isolation"
 _DATABASE: Final = "bench_latency"
 """Also the name of its slot."""
 _TENANTS: Final = [f"t{number:04}" for number in range(workload.TENANTS)]
 _WATCHED: Final = [f"watched-{number}" for number in range(8)]
+_LOUD: Final = "loud"
+_LOUD_ROWS: Final = 100
+"""In each of its transactions."""
 _PRODUCTS: Final = 20
 _LATE_S: Final = 0.05
 _PATIENCE_S: Final = 60.0
@@ -53,7 +59,7 @@ with t as (select unnest(%(tenants)s::text[]) tenant), p as (
 def run(workspace: Workspace, report: Report, rate: float, seconds: float, logs: list[str], appliers: int) -> None:
     """Everything that this part measures."""
     for kind in logs:
-        report.measurements.append(_measured(workspace, report, kind, rate, seconds, appliers))
+        report.add(_measured(workspace, report, kind, rate, seconds, appliers))
     runs = report.of(PART)
     for measured in runs:
         visible = measured.more["visible after acknowledgement, ms"]
@@ -81,7 +87,41 @@ def run(workspace: Workspace, report: Report, rate: float, seconds: float, logs:
     )
 
 
-def _measured(workspace: Workspace, report: Report, kind: str, rate: float, seconds: float, appliers: int) -> Measurement:
+def beside_a_loud_tenant(
+    workspace: Workspace, report: Report, rate: float, seconds: float, logs: list[str], appliers: int
+) -> None:
+    """How long others wait while one tenant is at full load; `rate` is that of the others."""
+    loud_rate = 9 * 2 * rate / _LOUD_ROWS
+    lines = []
+    for kind in logs:
+        p99s = []
+        for loud in (0.0, loud_rate):
+            measured = _measured(workspace, report, kind, rate, seconds, appliers, loud_rate=loud)
+            report.add(measured)
+            visible = measured.more["visible after acknowledgement, ms"]
+            p99s.append(visible["p99"])
+            lines.append(
+                (measured.contender, f"{measured.more['samples']:,}", *(f"{visible[q]:.2f}" for q in ("p50", "p99")))
+            )
+        report.figures[f"isolation {kind} p99"] = p99s[1] / p99s[0]
+    report.table(
+        f"Others at {rate:,.0f} transactions/s of 2 rows, and one tenant at {loud_rate:,.0f}/s of {_LOUD_ROWS}: latency, ms",
+        ("log", "samples", "p50", "p99"),
+        lines,
+    )
+
+
+def _measured(
+    workspace: Workspace,
+    report: Report,
+    kind: str,
+    rate: float,
+    seconds: float,
+    appliers: int,
+    *,
+    loud_rate: float | None = None,
+) -> Measurement:
+    """`loud_rate`: of the loud tenant; None: this is no measurement of isolation."""
     dsn = workspace.server.dsn(_DATABASE)
     _make_database(workspace, dsn)
     warm_up = min(_WARM_UP_S, seconds)
@@ -90,7 +130,7 @@ def _measured(workspace: Workspace, report: Report, kind: str, rate: float, seco
         pipeline.start_relay()
         pipeline.wait_until(lambda: _complete(pipeline.replicas), 120.0, 0.2)
         before = pipeline.usage()
-        written, seen = _drive(dsn, pipeline.replicas, rate, warm_up + seconds)
+        written, seen = _drive(dsn, pipeline.replicas, rate, warm_up + seconds, loud_rate or 0.0)
         after = pipeline.usage()
         peaks = pipeline.peak_rss_mib()
     workspace.drop_slot(_DATABASE)
@@ -102,9 +142,9 @@ def _measured(workspace: Workspace, report: Report, kind: str, rate: float, seco
     first = min(written.sent.values()) + warm_up
     numbers = [number for number, at in written.sent.items() if at >= first and number in seen.seen]
     return Measurement(
-        part=PART,
-        contender=kind,
-        rows=2 * written.transactions,
+        part=PART if loud_rate is None else ISOLATION,
+        contender=f"{kind}, beside a loud tenant" if loud_rate else kind,
+        rows=2 * written.transactions + _LOUD_ROWS * written.loud,
         seconds=after.at - before.at,
         cpu_s=after.since(before) | {"application": written.cpu_s, "watcher": seen.cpu_s},
         peak_rss_mib=peaks,
@@ -128,17 +168,19 @@ def _make_database(workspace: Workspace, dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(_SCHEMA)
         conn.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (_DATABASE,))
-        conn.execute(_FIRST_ROWS, {"tenants": [*_TENANTS, *_WATCHED], "products": _PRODUCTS})
+        conn.execute(_FIRST_ROWS, {"tenants": [*_TENANTS, *_WATCHED, _LOUD], "products": _PRODUCTS})
         conn.execute("checkpoint")
 
 
-def _drive(dsn: str, replicas: Path, rate: float, seconds: float) -> tuple[Written, Watched]:
+def _drive(dsn: str, replicas: Path, rate: float, seconds: float, loud_rate: float) -> tuple[Written, Watched]:
     """Both sides at once, the reader first."""
     with _started("watch", WatchRequest(str(replicas), _WATCHED, seconds + _PATIENCE_S)) as watcher:
         assert watcher.stderr is not None
         if watcher.stderr.readline() != b"ready\n":
             raise RuntimeError(f"the watcher ended:\n{watcher.stderr.read().decode()[-4000:]}")
-        with _started("write", WriteRequest(dsn, rate, seconds, _WATCHED, _TENANTS, _PRODUCTS)) as writer:
+        with _started(
+            "write", WriteRequest(dsn, rate, seconds, _WATCHED, _TENANTS, _PRODUCTS, _LOUD, _LOUD_ROWS, loud_rate)
+        ) as writer:
             written = msgspec.json.decode(_output(writer), type=Written)
         return written, msgspec.json.decode(_output(watcher), type=Watched)
 
@@ -147,7 +189,7 @@ def _complete(replicas: Path) -> bool:
     """Whether every tenant's replica holds its first rows."""
 
     paths = list(replicas.glob("*/*.db"))
-    if len(paths) < len(_TENANTS) + len(_WATCHED):
+    if len(paths) < len(_TENANTS) + len(_WATCHED) + 1:
         return False
     for path in paths:
         conn = open_replica(path)

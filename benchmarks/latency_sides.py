@@ -39,7 +39,8 @@ _CHANGE_COUNTER_AT: Final = 8
 
 
 class WriteRequest(msgspec.Struct):
-    """`rate` transactions a second of two rows. Every other one is of a watched tenant."""
+    """`rate` transactions a second of two rows. Every other one is of a watched tenant. Beside them `loud_rate` of so many
+    rows of the loud tenant."""
 
     dsn: str
     rate: float
@@ -47,6 +48,9 @@ class WriteRequest(msgspec.Struct):
     watched: list[str]
     tenants: list[str]
     products: int
+    loud: str
+    loud_rows: int
+    loud_rate: float
 
 
 class Written(msgspec.Struct):
@@ -57,6 +61,7 @@ class Written(msgspec.Struct):
     late_s: float
     seconds: float
     transactions: int
+    loud: int
     cpu_s: float
 
 
@@ -105,13 +110,27 @@ def write(request: WriteRequest) -> Written:
             for tenant in mine:
                 conn.execute(_transaction(tenant, LAST, 1))
 
+    loud = int(request.loud_rate * request.seconds)
+
+    def make_noise() -> None:
+        with connect(request.dsn) as conn:
+            for number in range(loud):
+                statement = (
+                    "insert into products select %s, n, 'product ' || n, repeat(md5(n::text), 4), n %% 1000, n %% 100, true,"
+                    " clock_timestamp() from generate_series(%s::bigint, %s) n"
+                )
+                first = 1_000_000 + number * request.loud_rows
+                time.sleep(max(0.0, start + number / request.loud_rate - time.monotonic()))
+                conn.execute(statement, (request.loud, first, first + request.loud_rows - 1))
+
     threads = [threading.Thread(target=work, args=(place,)) for place in range(_WRITERS)]
+    threads.append(threading.Thread(target=make_noise))
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     seconds = time.monotonic() - start
-    return Written(sent, acknowledged, max(late), seconds, count, time.process_time())
+    return Written(sent, acknowledged, max(late), seconds, count, loud, time.process_time())
 
 
 def _transaction(tenant: str, number: int, product: int) -> bytes:

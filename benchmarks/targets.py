@@ -56,6 +56,15 @@ TARGETS: Final = (
     Target("large embedded applier MiB", "one large transaction, embedded log: applier", "MiB", "<=", 400),
     Target("large kafka relay MiB", "one large transaction, Kafka: relay", "MiB", "<=", 400),
     Target("large kafka applier MiB", "one large transaction, Kafka: applier", "MiB", "<=", 400),
+    Target("isolation embedded p99", "others' p99 beside a loud tenant, embedded log", "x", "<=", 2.0),
+    Target("isolation kafka p99", "others' p99 beside a loud tenant, Kafka", "x", "<=", 2.0),
+    Target("fleet RSS MiB", "many tenants in one applier: peak memory", "MiB", "<=", 1500),
+    Target(
+        "fleet rows/s, 20 a transaction", "many tenants: changes spread evenly, 20 a transaction", "rows/s", ">=", 25_000
+    ),
+    Target("fleet restart s", "many tenants: restart to the first applied record", "s", "<=", 10.0),
+    Target("fleet cold read ms, p99", "many tenants: first read of a cold one, p99", "ms", "<=", 20.0),
+    Target("fleet take-over s", "take-over of a killed applier's changed tenants", "s", "<=", 15.0),
 )
 
 

@@ -46,7 +46,9 @@ def test_every_part_runs_and_is_saved(tmp_path: Path) -> None:
     assert all(m.peak_rss_mib for m in report.measurements if m.contender != "pg_recvlogical")
     assert report.of("latency")[0].more["missing"] == 0
     too_small_for = "applier rows/s"
-    named = {t.figure for t in TARGETS if "kafka" not in t.figure and not t.figure.startswith("large")}
+    named = {
+        t.figure for t in TARGETS if "kafka" not in t.figure and t.figure.split()[0] not in ("large", "isolation", "fleet")
+    }
     assert named - {too_small_for} <= report.figures.keys()
     printed = (tmp_path / "printed").read_text()
     assert "Targets" in printed
@@ -54,6 +56,17 @@ def test_every_part_runs_and_is_saved(tmp_path: Path) -> None:
     (saved,) = tmp_path.glob("*.json")
     assert "| pg_recvlogical | 1 |" in saved.with_suffix(".md").read_text()
     assert len(json.loads(saved.read_text())["measurements"]) == len(report.measurements)
+
+
+@pytest.mark.postgres
+@needs_postgres
+def test_a_loud_tenant_is_measured(tmp_path: Path) -> None:
+    """The same tenants are watched alone and beside it; all that they commit is seen either way."""
+    report = bench(tmp_path, "isolation", "--logs=embedded", "--seconds=1", "--rate=100")
+    quiet, loud = report.of("isolation")
+    assert (quiet.rows, loud.rows) == (400, 400 + 100 * 36)
+    assert (quiet.more["missing"], loud.more["missing"]) == (0, 0)
+    assert "isolation embedded p99" in report.figures
 
 
 @pytest.mark.postgres
