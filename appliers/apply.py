@@ -1,6 +1,6 @@
 """Applies one tenant's records to its replica: rows and position in one SQLite transaction. Steps 3 of the crash table.
 
-    records --skip what is at or below the position--> runs --net effect a key--> statements --> commit with the position
+    records --skip what is at or below the position--> runs --appliers.rows--> statements --> commit with the position
 
 Invariants:
  - the replica only ever shows whole Postgres transactions: a transaction in several chunks has an SQLite transaction
@@ -10,35 +10,30 @@ Invariants:
 A tenant that got an INCOMPLETE row is held: its SQLite transaction stays open, over as many transactions of Postgres as it
 takes, until the row is whole (`appliers.missing`). Until then readers see what was before.
 
-Several Postgres transactions share one SQLite transaction. Within it, tables with a primary key are written by net
-effect: the last row of a key counts, so a batch is two `executemany` calls a table, whatever the order of its changes.
+Several Postgres transactions share one SQLite transaction, within which rows are written by net effect (`appliers.rows`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import apsw
 import msgspec
 
 from appliers import migration, position, replica
 from appliers.catalog import Catalog
-from appliers.errors import PositionGap, RecordRefused, RowMissing
+from appliers.errors import PositionGap, RecordRefused
 from appliers.missing import Missing
 from appliers.position import position_of
 from appliers.replica import Template
-from appliers.table import NOTES_PREFIX, Plan, quote
+from appliers.rows import Rows
+from appliers.table import Plan, quote
 from cdc import failpoints
-from cdc.pgoutput import UNCHANGED, Row
-from fanout.envelope import Changes, Close, Op, Position, RefillBegin, RefillEnd, Run, Truncate
-
-# enum members looked up once: on the hot path an attribute of an Enum class costs as much as the work it selects
-_UPSERT, _PATCH, _DELETE, _TRUNCATE = Op.UPSERT, Op.PATCH, Op.DELETE, Op.TRUNCATE
-_INCOMPLETE, _OVERLAY, _DISCARD = Op.INCOMPLETE, Op.OVERLAY, Op.DISCARD
+from fanout.envelope import Changes, Close, Position, RefillBegin, RefillEnd, Truncate
 
 
 class Numbered(NamedTuple):
@@ -104,10 +99,9 @@ class Replica:
         """Commits that have changed the file."""
         self._conn.set_wal_hook(self._note_wal)
         self._plans: dict[int, Plan] = {}
-        self._pending: dict[str, tuple[Plan, dict[Hashable, Row | None]]] = {}
         self._open: _OpenTransaction | None = None
         self._in_transaction = False
-        self._missing = Missing()
+        self._rows = Rows(self._conn, tenant)
         self._held: dict[int, int] = {}
         """Partition -> offset of the first record that is kept back; empty unless the tenant is held."""
         self.held_since: float | None = None
@@ -116,9 +110,6 @@ class Replica:
         """`Catalog.drops` when this replica last had no table that is no more."""
         self._at = (0, 0)
         """(generation, commit_lsn) of the record at hand."""
-        self._noted: set[str] = set()
-        """Tables that are being refilled and have notes here, of those that have a plan."""
-        self.rows = 0
         self._file = self._file_now()
         self._reload()
 
@@ -158,7 +149,12 @@ class Replica:
     @property
     def incomplete_rows(self) -> int:
         """Of how many rows values are missing, so that the tenant is held."""
-        return self._missing.count
+        return self._rows.missing.count
+
+    @property
+    def rows(self) -> int:
+        """Applied since it was opened."""
+        return self._rows.count
 
     def apply(self, records: Sequence[Numbered], *, ready: bool) -> int:
         """Apply in order what is new; answers how many rows were in it.
@@ -173,8 +169,8 @@ class Replica:
             if self._open is None:
                 self._commit()
             else:
-                self._flush()
-            if self._missing or (self._open is not None and self._open.before is not None):
+                self._rows.flush()
+            if self._rows.missing or (self._open is not None and self._open.before is not None):
                 self._hold(records)  # also when a transaction that is not whole yet completes all rows
         return self.rows - before
 
@@ -235,7 +231,7 @@ class Replica:
         if self._drops_seen != self._catalog.drops:
             self._drop_gone(self._at)
         for run in changes.runs:
-            self._run(run)
+            self._rows.write(self._plan(run.schema), run)
         self.ready = ready and changes.chunk >= 0
         if changes.last:
             self._target = (place, changes.xid, changes.commit_time_us)
@@ -278,9 +274,9 @@ class Replica:
                 return False  # another process applied it while we held no lock
             self._leave_older(part.at[0])
             self._open = _OpenTransaction(part.at, part.relay, offsets, truncates=int(part.is_truncate))
-            if self._missing:
+            if self._rows.missing:
                 self._cursor.execute("savepoint part")
-                self._open.before = _Kept(self._missing.copy(), self._target, self.ready)
+                self._open.before = _Kept(self._rows.missing.copy(), self._target, self.ready)
         return True
 
     def _start_over(self, opened: _OpenTransaction) -> None:
@@ -289,11 +285,11 @@ class Replica:
         if kept is None:
             self.rollback()
             return
-        self._pending.clear()
+        self._rows.forget()
         self._plans.clear()
         self._open = None
         self._cursor.execute("rollback to part; release part")
-        self._missing, self._target, self.ready = kept
+        self._rows.missing, self._target, self.ready = kept
 
     def _gap(self, part: _Part, message: str) -> PositionGap:
         return PositionGap(message, tenant=self.tenant, at=str(Position(*part.at, min(part.number, 0))))
@@ -306,8 +302,8 @@ class Replica:
 
     def _clear(self) -> None:
         replica.clear(self._conn)
-        self._missing.clear()
-        self._noted.clear()
+        self._rows.missing.clear()
+        self._rows.noted.clear()
 
     # --- other records ---
 
@@ -324,7 +320,7 @@ class Replica:
             here = migration.shapes(self._conn)
             for plan in map(self._catalog.plan, record.schemas):
                 if plan.relation.oid in here:
-                    self._empty(plan.relation.oid, here[plan.relation.oid].name)
+                    self._rows.empty(plan.relation.oid, here[plan.relation.oid].name)
 
     def follow(self) -> None:
         """Bring every table to its present shape, when no record is going to; tables that the source has no more go. The
@@ -359,12 +355,12 @@ class Replica:
         dropped = {oid: place for oid in here if (place := self._catalog.dropped_at(oid)) is not None}
         gone = [oid for oid, place in dropped.items() if place[:2] < at]
         if gone:
-            self._flush()
+            self._rows.flush()
             self._begin()
         for oid in gone:
             migration.drop_table(self._conn, here[oid].name)
-            self._missing.emptied(oid)
-            self._noted.discard(here[oid].name)
+            self._rows.missing.emptied(oid)
+            self._rows.noted.discard(here[oid].name)
             self._plans = {digest: plan for digest, plan in self._plans.items() if plan.relation.oid != oid}
         if len(gone) == len(dropped):
             self._drops_seen = self._catalog.drops
@@ -410,21 +406,13 @@ class Replica:
         """Note which rows there are: what no record names until the end is not in the source. Raises as `apply`."""
         with self._between(record) as plan:
             if plan is not None:
-                self._flush()
-                for statement in (f"drop table if exists {quote(plan.notes)}", plan.create_notes, plan.fill_notes):
-                    self._cursor.execute(statement)
-                self._noted.add(plan.name)
-                self._missing.refill_begun(plan.relation.oid)
+                self._rows.begin_refill(plan)
 
     def end_refill(self, record: RefillEnd) -> None:
         """Delete the rows that no record has named since. Raises as `apply`."""
         with self._between(record) as plan:
-            if plan is not None and plan.name in self._noted:
-                self._flush()
-                self._cursor.execute(plan.delete_noted)
-                self._cursor.execute(f"drop table {quote(plan.notes)}")
-                self._noted.discard(plan.name)
-                self._missing.refill_ended(plan.relation.oid)
+            if plan is not None:
+                self._rows.end_refill(plan)
 
     @contextmanager
     def _between(self, record: RefillBegin | RefillEnd) -> Iterator[Plan | None]:
@@ -464,8 +452,8 @@ class Replica:
     def _commit(self) -> None:
         if not self._in_transaction:
             return
-        self._flush()
-        if self._missing:
+        self._rows.flush()
+        if self._rows.missing:
             self._keep_back()
             return
         target, xid, commit_time_us = self._target
@@ -484,9 +472,9 @@ class Replica:
 
     def rollback(self) -> None:
         """Back to the last whole position."""
-        self._pending.clear()
+        self._rows.forget()
         self._plans.clear()
-        self._missing.clear()
+        self._rows.missing.clear()
         self._held.clear()
         self.held_since = None
         self._open = None
@@ -511,7 +499,7 @@ class Replica:
     def _plan(self, digest: int) -> Plan:
         plan = self._catalog.plan(digest)
         if self._plans.get(digest) is not plan:
-            self._flush()
+            self._rows.flush()
             self._begin()
             oid = plan.relation.oid
             here = migration.shapes(self._conn)
@@ -520,128 +508,11 @@ class Replica:
                 if self._catalog.dropped_at(oid) is not None:
                     self._drops_seen = -1  # it goes with a later record
                 for other in here.keys() - migration.shapes(self._conn).keys():
-                    self._missing.emptied(other)
-                self._missing.reshaped(plan)
-            self._noted.discard(plan.name)
+                    self._rows.missing.emptied(other)
+                self._rows.missing.reshaped(plan)
+            self._rows.noted.discard(plan.name)
             if plan.key and replica.has_notes(self._conn, plan):
-                self._noted.add(plan.name)
+                self._rows.noted.add(plan.name)
             self._plans = {d: p for d, p in self._plans.items() if p.name != plan.name and p.relation.oid != oid}
             self._plans[digest] = plan
         return plan
-
-    def _run(self, run: Run) -> None:
-        plan = self._plan(run.schema)
-        op, rows = run.op, run.rows
-        if op is _TRUNCATE:
-            self._empty(plan.relation.oid, plan.name)
-        elif plan.key_of is None:
-            self._without_key(plan, run)
-        elif op is _UPSERT:
-            self._buffer(plan).update(zip(map(plan.key_of, rows), rows, strict=True))
-        elif op is _DELETE or op is _DISCARD:
-            self._buffer(plan).update(dict.fromkeys(map(plan.key_of, rows)))
-        elif op is _PATCH:
-            self._flush_table(plan)
-            for row in rows:
-                self._patch(plan, row, None)
-        elif op is _INCOMPLETE:
-            self._insert_incomplete(plan, run)
-        elif op is _OVERLAY:
-            self._flush_table(plan)
-            for row in rows:
-                self._patch(plan, row, None, must_exist=False)
-        else:
-            self._rekey(plan, run)
-        if self._missing:
-            self._missing.note(plan, run)
-        self.rows += len(rows) // 2 if op is Op.REKEY else len(rows)
-
-    def _buffer(self, plan: Plan) -> dict[Hashable, Row | None]:
-        found = self._pending.get(plan.name)
-        if found is None:
-            found = self._pending[plan.name] = (plan, {})
-        return found[1]
-
-    def _flush(self) -> None:
-        for plan, _ in list(self._pending.values()):
-            self._flush_table(plan)
-
-    def _flush_table(self, plan: Plan) -> None:
-        """Write the net effect: deletes first, so that a key that comes back is an insert."""
-        found = self._pending.pop(plan.name, None)
-        if found is None:
-            return
-        plan, buffer = found
-        deletes: list[Any] = [key for key, row in buffer.items() if row is None]
-        if deletes:
-            self._cursor.executemany(plan.delete, [(key,) for key in deletes] if plan.single_key else deletes)
-        upserts: list[Any] = [row for row in buffer.values() if row is not None]
-        if upserts:
-            self._cursor.executemany(plan.upsert, upserts)
-        if plan.name in self._noted:
-            named: list[Any] = list(buffer)
-            self._cursor.executemany(plan.forget_note, [(key,) for key in named] if plan.single_key else named)
-
-    def _empty(self, oid: int, name: str) -> None:
-        self._pending.pop(name, None)
-        self._cursor.execute(f"delete from {quote(name)}")
-        self._missing.emptied(oid)
-        if name in self._noted:
-            self._cursor.execute(f"delete from {quote(NOTES_PREFIX + name)}")
-
-    def _insert_incomplete(self, plan: Plan, run: Run) -> None:
-        """NULL stands for what a row lacks until it is complete; it is not committed before."""
-        self._flush_table(plan)
-        for row in run.rows:
-            self._cursor.execute(plan.upsert, [None if value is UNCHANGED else value for value in row])
-            self._missing.add(plan, row)
-            self._forget_notes(plan, row)
-
-    def _forget_notes(self, plan: Plan, *rows: Row) -> None:
-        if plan.name in self._noted:
-            self._cursor.executemany(plan.forget_note, [plan.key_values(row) for row in rows])
-
-    def _patch(self, plan: Plan, new: Row, old: Row | None, *, must_exist: bool = True) -> None:
-        statement, values = plan.patch(new, old)
-        self._cursor.execute(statement, values)
-        changed = self._conn.changes()
-        self._forget_notes(plan, new, old or new)
-        if changed != 1 and must_exist:
-            raise self._row_missing(plan, "An update leaves values unchanged that the replica does not have")
-
-    def _rekey(self, plan: Plan, run: Run) -> None:
-        assert plan.key_of is not None
-        for old, new in zip(run.rows[::2], run.rows[1::2], strict=True):
-            if UNCHANGED in new:
-                self._flush_table(plan)
-                self._patch(plan, new, old)
-                continue
-            buffer = self._buffer(plan)
-            buffer[plan.key_of(old)] = None
-            buffer[plan.key_of(new)] = new
-
-    def _without_key(self, plan: Plan, run: Run) -> None:
-        """A table without a key: rows are told apart by all their values; of equal ones it does not matter which goes."""
-        op, rows = run.op, run.rows
-        if op is _UPSERT:
-            self._cursor.executemany(plan.upsert, rows)
-        elif op is _DELETE:
-            self._take(plan, rows)
-        elif op is _DISCARD:
-            self._cursor.executemany(plan.delete_one, rows)
-        elif op is not Op.REKEY or any(UNCHANGED in new for new in rows[1::2]):
-            raise self._row_missing(plan, "An update does not tell which of the rows without a key it changed")
-        else:
-            for old, new in zip(rows[::2], rows[1::2], strict=True):
-                self._take(plan, [old])
-                self._cursor.execute(plan.upsert, new)
-
-    def _take(self, plan: Plan, rows: Sequence[Row]) -> None:
-        """Delete for each of these rows one that is equal to it. Raises RowMissing when there is none."""
-        before = self._conn.total_changes()
-        self._cursor.executemany(plan.delete_one, rows)
-        if self._conn.total_changes() - before != len(rows):
-            raise self._row_missing(plan, "A row that goes is not in the replica")
-
-    def _row_missing(self, plan: Plan, message: str) -> RowMissing:
-        return RowMissing(message, tenant=self.tenant, relation=plan.relation.name)
