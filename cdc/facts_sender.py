@@ -24,15 +24,17 @@ _PAUSE_S: Final = 1.0
 class FactsSender:
     """One thread, started with the first question."""
 
-    def __init__(self, dsn: str, publication: str, relay: int) -> None:
+    def __init__(self, dsn: str, publication: str, relay: int, sent: int = 0) -> None:
+        """`sent`: how often this run of the relay has put them there already."""
         self._dsn, self._publication, self._relay = dsn, publication, relay
+        self._sent = sent
         self._asked, self._closing = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._next = 0.0
 
-    def ask(self) -> None:
-        """Send them soon. What is asked while an answer is on its way is answered by it, or asked again."""
-        if self._asked.is_set() or time.monotonic() < self._next:
+    def ask(self, answers: int) -> None:
+        """Send them soon, unless an answer is on its way, which may be behind hours of WAL. `answers`: that have come."""
+        if self._asked.is_set() or answers < self._sent or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _PAUSE_S
         self._asked.set()
@@ -48,6 +50,7 @@ class FactsSender:
             try:
                 with connect(self._dsn, application_name="headrace-facts") as conn:
                     emit_facts(conn, self._publication, self._relay)
+                self._sent += 1
             except SourceError as error:
                 # the stream's own connection fares no better, and says so; what is not known is asked for again
                 log.warning("the facts of the tables could not be asked for", error=error.message, hint=error.hint)

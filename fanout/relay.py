@@ -165,7 +165,8 @@ class Relay:
                 return
             if not self._stopping:
                 catalog.emit_facts(control, options.publication, self._relay)
-                with closing(refilling), closing(FactsSender(options.dsn, options.publication, self._relay)) as facts:
+                sender = FactsSender(options.dsn, options.publication, self._relay, sent=1)
+                with closing(refilling), closing(sender) as facts:
                     self._stream(replication, router, refilling, facts, system, Feedback(confirmed))
 
     def _lock(self, control: psycopg.Connection[Any]) -> None:
@@ -300,7 +301,7 @@ class Relay:
                 self._midway(session)
         self._refill(session, router)
         if router.tables.stale:
-            session.facts.ask()
+            session.facts.ask(router.tables.answers)
         feedback.receive(stream.received_lsn)
         if not assembler.in_transaction:
             # all frames before the keepalive went through the assembler, and nothing is open

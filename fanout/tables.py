@@ -73,6 +73,8 @@ class KnownTables:
         self.complete = complete
         self.stale = False
         """The facts of something are not known: somebody is to ask for all of them."""
+        self.answers = 0
+        """How often this run of the relay has been told them."""
         self.changed = bool(self._by_oid)
         """Since this was last written into the log."""
 
@@ -138,7 +140,9 @@ class KnownTables:
         been read before changes that this one found in the log, without the transactions that brought them: asks again."""
         if message.publication and message.publication != self.publication:
             return False
-        if message.complete and message.relay != self._relay:
+        if message.complete and message.relay == self._relay:
+            self.answers += 1
+        elif message.complete and self.complete:
             self.stale = True
             return False
         return True

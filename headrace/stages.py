@@ -24,9 +24,6 @@ import structlog
 
 from appliers.assignment import Share
 from appliers.handover import Handover
-from appliers.snapshots.handover import SnapshotHandover
-from appliers.snapshots.policy import Bounds
-from appliers.snapshots.store import open_store
 from appliers.worker import Worker, WorkerOptions
 from cdc.errors import Disposition, HeadraceError, MessageUncertain, SourceConfused
 from fanout.log import open_member, open_reader, open_writer
@@ -209,6 +206,10 @@ def _handover(config: Config) -> Handover:
     snapshots = config.snapshots
     if not snapshots.url:
         return Handover()
+    from appliers.snapshots.handover import SnapshotHandover  # its libraries are large
+    from appliers.snapshots.policy import Bounds
+    from appliers.snapshots.store import open_store
+
     bounds = Bounds(snapshots.changes, snapshots.bytes, snapshots.age_s, snapshots.at_once)
     store = open_store(snapshots.url, snapshots.options)
     return SnapshotHandover(store, bounds, interval_s=snapshots.interval_s, retention_s=snapshots.days * 86400)

@@ -39,7 +39,7 @@ from cdc import failpoints
 LEVEL: Final = 3
 _IN_MEMORY: Final = 8 << 20
 _PIECE: Final = 1 << 20
-_LEFTOVER: Final = re.compile(r"\.\d+\.(copy|hydrated)(-wal|-shm|-journal)?$")
+_LEFTOVER: Final = re.compile(r"\.\d+(-[0-9a-f]{8})?\.(copy|hydrated)(-wal|-shm|-journal)?$")
 
 
 def take(store: Store, held: Claim, path: Path, tenant: str, *, offset: int, now_ms: int) -> SnapshotRef | None:
@@ -49,7 +49,7 @@ def take(store: Store, held: Claim, path: Path, tenant: str, *, offset: int, now
     room for it once more.
     Raises ReplicaCorrupt, ReplicaForeign, ReplicaLost, StorageUnavailable, and what the store raises.
     """
-    copy = path.with_suffix(f".{os.getpid()}.copy")
+    copy = _temporary(path, "copy")
     with _storage(path), tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=str(path.parent)) as packed:
         try:
             found = _copy(path, copy, tenant)
@@ -71,7 +71,7 @@ def hydrate(store: Store, ref: SnapshotRef, path: Path, tenant: str) -> None:
 
     Raises SnapshotDamaged with everything left as it was, StorageUnavailable, and what the store raises.
     """
-    temporary = path.with_suffix(f".{os.getpid()}.hydrated")
+    temporary = _temporary(path, "hydrated")
     with _storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -97,7 +97,7 @@ def bring_forward(store: Store, ref: SnapshotRef, path: Path, tenant: str) -> No
     if not path.exists():
         hydrate(store, ref, path, tenant)
         return
-    temporary = path.with_suffix(f".{os.getpid()}.hydrated")
+    temporary = _temporary(path, "hydrated")
     with _storage(path), closing(_open_for_exchange(path)) as conn:
         if not recognise(conn, path, tenant) or read_position(conn).position < ref.position:
             try:
@@ -108,6 +108,11 @@ def bring_forward(store: Store, ref: SnapshotRef, path: Path, tenant: str) -> No
                 _replace_content(conn, ref)
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path, kind: str) -> Path:
+    """No two have the same: the shared replica is copied for several partitions at once."""
+    return path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.{kind}")
 
 
 def _open_for_exchange(path: Path) -> apsw.Connection:

@@ -112,6 +112,10 @@ def test_facts_that_another_run_of_the_relay_asked_for_are_asked_for_again() -> 
     other = KnownTables(publication="p", relay=1)
     assert other.concerns(told(TABLE, FACTS, complete=True, relay=1))
     assert other.concerns(told(TABLE, FACTS)), "the trigger's are exact, whoever reads them"
+    assert (tables.answers, other.answers) == (1, 1)
+    assert KnownTables(publication="p", relay=1, complete=False).concerns(told(TABLE, FACTS, complete=True)), (
+        "nothing is known"
+    )
 
 
 def test_indexes_made_side_by_side() -> None:

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -63,6 +64,18 @@ def test_a_snapshot_comes_back_as_the_replica_it_was(store: Store, tmp_path: Pat
     again.close()
     assert [row[0] for row in rows_of(path)] == [0, 2]
     assert path.with_name("acme.db-wal").exists()
+
+
+def test_several_copies_of_one_replica_at_once_are_each_whole(store: Store, tmp_path: Path) -> None:
+    """As of the shared replica, which is copied with each partition."""
+    replica = made_replica(tmp_path / "a", lsn=10)
+    replica.close()
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: took(store, replica.path), range(40)))
+    assert names_in(tmp_path / "a") == ["acme.db", "acme.db-shm", "acme.db-wal"]
+    for number, snapshot in enumerate(found):
+        hydrate(store, snapshot, path := tmp_path / f"{number}" / "acme.db", "acme")
+        assert rows_of(path) == rows_of(replica.path)
 
 
 def test_a_transaction_that_is_open_does_not_show(folder: Store, tmp_path: Path) -> None:
@@ -310,7 +323,7 @@ def test_a_place_that_cannot_be_written_is_tried_again(folder: Store, tmp_path: 
 def test_leftovers_of_the_killed_are_removed_and_nothing_else(tmp_path: Path) -> None:
     """Copies and hydrations that did not end; replicas, templates and what else is there stay."""
     stay = ["acme.db", "acme.db-wal", "acme=2ecopy.db", ".template-1-0.db", "acme.12.new"]
-    for name in (*stay, "acme.12.copy", "acme.12.copy-journal", "=.99.hydrated", "==0a.1.hydrated-wal"):
+    for name in (*stay, "acme.12.copy", "acme.12-0a1b2c3d.copy-journal", "=.99-00000000.hydrated", "==0a.1.hydrated-wal"):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
     remove_leftovers(tmp_path / "never made")

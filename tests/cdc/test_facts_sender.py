@@ -1,0 +1,46 @@
+"""The facts of tables that are asked for, in a real stream."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+
+from cdc.catalog import PREFIX, read_message
+from cdc.facts_sender import FactsSender
+from cdc.pgoutput import LogicalMessage
+from cdc.publication import create_publication
+from tests.cdc.slots import slot, transactions
+from tests.conftest import Database
+from tests.end_to_end.oracle import wait_until
+
+pytestmark = pytest.mark.postgres
+
+
+def test_what_is_on_its_way_is_not_asked_for_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer may stand behind hours of WAL: each question more would put all facts there once more."""
+    monkeypatch.setattr("cdc.facts_sender._PAUSE_S", 0.0)
+    conn = database.connect()
+    conn.execute("create table t (id int primary key)")
+    conn.execute(create_publication("headrace", [("public", "t")]))
+    with slot(conn, "s") as name, closing(FactsSender(database.dsn, "headrace", relay=7)) as facts:
+
+        def told() -> list[int]:
+            changes = [change for one in transactions(conn, name, "headrace") for change in one.changes]
+            return [
+                read_message(change.content).relay
+                for change in changes
+                if isinstance(change, LogicalMessage) and change.prefix == PREFIX
+            ]
+
+        facts.ask(0)
+        wait_until(lambda: told() == [7], "the answer")
+        for _ in range(20):
+            facts.ask(0)
+
+        def asked_again() -> bool:
+            facts.ask(1)
+            return len(told()) > 1
+
+        wait_until(asked_again, "the second answer")
+        assert told() == [7, 7]
