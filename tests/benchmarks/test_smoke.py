@@ -12,7 +12,7 @@ from rich.console import Console
 
 from appliers.place import replica_path
 from benchmarks import end_to_end, workload
-from benchmarks.__main__ import main
+from benchmarks.__main__ import DEFAULT_PARTS, main
 from benchmarks.report import Measurement, Report
 from benchmarks.targets import TARGETS
 from headrace.local_postgres import find_installations
@@ -31,9 +31,9 @@ def bench(tmp_path: Path, *arguments: str) -> Report:
 @needs_postgres
 def test_every_part_runs_and_is_saved(tmp_path: Path) -> None:
     """Each part measures something, the last table knows every figure, and the file holds what was measured."""
-    report = bench(tmp_path, "--logs=embedded", "--seconds=1", "--rate=100", "--save")
+    report = bench(tmp_path, *DEFAULT_PARTS, "isolation", "--logs=embedded", "--seconds=1", "--rate=100", "--save")
 
-    rows = {m.contender: m.rows for m in report.measurements if m.part != "latency"}
+    rows = {m.contender: m.rows for m in report.measurements if m.part not in ("latency", "isolation")}
     assert rows == {
         "pg_recvlogical": 5064,
         "relay, null log": 5064,
@@ -44,11 +44,11 @@ def test_every_part_runs_and_is_saved(tmp_path: Path) -> None:
     }
     assert all(m.seconds > 0 and sum(m.cpu_s.values()) > 0 for m in report.measurements)
     assert all(m.peak_rss_mib for m in report.measurements if m.contender != "pg_recvlogical")
-    assert report.of("latency")[0].more["missing"] == 0
+    quiet, loud = report.of("isolation")
+    assert (quiet.rows, loud.rows) == (400, 400 + 100 * 36)
+    assert [m.more["missing"] for m in (*report.of("latency"), quiet, loud)] == [0, 0, 0]
     too_small_for = "applier rows/s"
-    named = {
-        t.figure for t in TARGETS if "kafka" not in t.figure and t.figure.split()[0] not in ("large", "isolation", "fleet")
-    }
+    named = {t.figure for t in TARGETS if "kafka" not in t.figure and t.figure.split()[0] not in ("large", "fleet")}
     assert named - {too_small_for} <= report.figures.keys()
     printed = (tmp_path / "printed").read_text()
     assert "Targets" in printed
@@ -56,17 +56,6 @@ def test_every_part_runs_and_is_saved(tmp_path: Path) -> None:
     (saved,) = tmp_path.glob("*.json")
     assert "| pg_recvlogical | 1 |" in saved.with_suffix(".md").read_text()
     assert len(json.loads(saved.read_text())["measurements"]) == len(report.measurements)
-
-
-@pytest.mark.postgres
-@needs_postgres
-def test_a_loud_tenant_is_measured(tmp_path: Path) -> None:
-    """The same tenants are watched alone and beside it; all that they commit is seen either way."""
-    report = bench(tmp_path, "isolation", "--logs=embedded", "--seconds=1", "--rate=100")
-    quiet, loud = report.of("isolation")
-    assert (quiet.rows, loud.rows) == (400, 400 + 100 * 36)
-    assert (quiet.more["missing"], loud.more["missing"]) == (0, 0)
-    assert "isolation embedded p99" in report.figures
 
 
 @pytest.mark.postgres
