@@ -35,6 +35,7 @@ from appliers.replicas import Replicas
 from appliers.state import PartitionState, Quarantined, State
 from appliers.types import As
 from appliers.window import Copied, Limits, Window
+from cdc import failpoints
 from cdc.errors import HeadraceError
 from fanout.envelope import parse_position
 from fanout.errors import LogTrimmed
@@ -233,6 +234,7 @@ class Releases:
         sync_replica(path)
         self._handover.wrote(name, current.partition, current.start, rows, 0)
         self._handover.save()
+        failpoints.hit("applier.release-durable")
         what = "without the rows of its transaction" if order.action == "skip" else "with all its rows"
         self._quarantine.end(order, f"{order.position}: {what}; rows applied: {rows:,}")
         self._forget(order)

@@ -32,6 +32,7 @@ NAMES: Final = (
     "applier.3-applied",
     "applier.4-synced",
     "applier.5-committed",
+    "applier.release-durable",
     "snapshot.1-stored",
     "snapshot.2-settled",
     "snapshot.3-published",

@@ -12,7 +12,6 @@ from pathlib import Path
 import apsw
 import pytest
 
-from appliers.errors import StorageUnavailable
 from appliers.orders import Action, Happened, Order, open_orders, ring
 from appliers.place import replica_path
 from appliers.worker import Worker, WorkerOptions
@@ -246,26 +245,3 @@ def test_one_that_was_given_meanwhile_is_not_taken_for_done(fleet: Fleet) -> Non
         assert wait_for_outcome(fleet).event == "refused"
     assert [line.event for line in trail(fleet)[-2:]] == ["released", "refused"]
     assert fleet.ids("bad") == [1, 2, 4, 8, 9]
-
-
-def test_an_order_outlives_the_applier(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that dies over it, here of a disk that fails, leaves it to the next; what was replayed is not done twice."""
-    mend(fleet)
-    failing = [StorageUnavailable("no space")]
-
-    def sync(_: Path) -> None:
-        if failing:
-            raise failing.pop()
-
-    monkeypatch.setattr("appliers.release.sync_replica", sync)
-    ask(fleet, "release")
-    with open_reader(fleet.config) as reader:
-        worker = Worker(
-            WorkerOptions(root=fleet.root), reader, range(PARTITIONS), open_log=partial(open_reader, fleet.config)
-        )
-        with pytest.raises(StorageUnavailable):
-            worker.run()
-    assert fleet.quarantined() == {"bad": "RowMissing"}
-    with working(fleet):
-        assert wait_for_outcome(fleet).event == "released"
-    assert fleet.ids("bad") == [1, 2, 4]

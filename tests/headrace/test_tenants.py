@@ -13,8 +13,10 @@ from appliers.place import encode_name, partition_directory
 from appliers.state import Quarantined, State
 from cdc.lsn import parse_lsn
 from fanout.log import partition_of
+from headrace.errors import NotQuarantined, RecordMismatch
+from headrace.quarantine import ask, history
 from headrace.tenants import describe, list_tenants
-from headrace.views import show_tenant, show_tenants
+from headrace.views import show_asked, show_history, show_tenant, show_tenants
 from tests.end_to_end.oracle import wait_until
 from tests.faults.pipeline import PARTITIONS, Pipeline
 from tests.faults.traffic import ACCOUNTS, FOUNDERS, STATICS
@@ -68,6 +70,9 @@ def test_tenants_are_listed_and_described(pipeline: Pipeline, operator: Operator
     shared = operator.json("tenant", "info", "--shared")
     assert (shared["partition"], [table["rows"] for table in shared["tables"]]) == (None, [20])
     assert "TenantUnknown" in operator.ask("tenant", "info", "nobody", code=1).stderr
+    assert "NotQuarantined" in operator.ask("tenant", "release", FOUNDERS[0], code=1).stderr
+    assert "NotQuarantined" in operator.ask("tenant", "skip", FOUNDERS[0], "1:0/10:0", code=1).stderr
+    assert operator.json("tenant", "history") == []
     assert wait_until(lambda: not relay.said("Traceback"), "nothing broke")
 
 
@@ -107,6 +112,23 @@ def test_a_tenant_that_stopped_at_its_first_record_is_not_forgotten(root: Path, 
     assert "RecordRefused: SQLite refused the rows" in shown
     with pytest.raises(TenantUnknown):
         describe(root, "nobody")
+
+
+def test_what_is_asked_of_a_tenant_that_stopped_is_kept(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which record, by whom, and what was there before; another record than the one it stands at is not taken."""
+    with pytest.raises(RecordMismatch):
+        ask(root, "stuck", "skip", "1:0/11:0")
+    with pytest.raises(NotQuarantined):
+        ask(root, "nobody", "release")
+    asked = ask(root, "stuck", "skip", "1:0/10:0")
+    show_asked(asked)
+    assert "Tenant stuck goes on without the rows of that transaction (1:0/10:0)" in capsys.readouterr().out
+    told = history(root, "stuck")
+    assert [(line.event, line.by) for line in told] == [("stopped", "applier"), ("asked to skip", asked.asked_by)]
+    show_history(told)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1].startswith("2026-01-31T12:00:00.123Z  stuck   stopped        applier")
+    assert (len(shown), history(root, "nobody")) == (3, [])
 
 
 def test_a_file_that_cannot_be_read_is_listed_with_the_reason(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
