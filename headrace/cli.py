@@ -9,7 +9,7 @@ import enum
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -349,14 +349,7 @@ def tenant_release(
     as_json: JsonOption = False,
 ) -> None:
     """Have a quarantined tenant try again from where it stopped, and go on, while others' records flow."""
-    from headrace.quarantine import ask
-    from headrace.views import show_asked
-
-    asked = ask(Path(load(config).replicas.path), tenant, "release")
-    if as_json:
-        output.print_json(asked)
-    else:
-        show_asked(asked)
+    _ask(config, tenant, "release", None, as_json=as_json)
 
 
 @tenant_app.command("skip")
@@ -367,10 +360,16 @@ def tenant_skip(
     as_json: JsonOption = False,
 ) -> None:
     """Have a quarantined tenant go on without the rows of the transaction it stopped at, which its replica then lacks."""
+    _ask(config, tenant, "skip", position, as_json=as_json)
+
+
+def _ask(
+    config: Path | None, tenant: str, action: Literal["release", "skip"], position: str | None, *, as_json: bool
+) -> None:
     from headrace.quarantine import ask
     from headrace.views import show_asked
 
-    asked = ask(Path(load(config).replicas.path), tenant, "skip", position)
+    asked = ask(Path(load(config).replicas.path), tenant, action, position)
     if as_json:
         output.print_json(asked)
     else:
