@@ -139,6 +139,24 @@ def test_a_partition_that_went_and_came_while_the_caller_was_busy(config: LogCon
     assert [one.values(p) for p in ALL] == [[b"1", b"2"]] * PARTITIONS
 
 
+def test_what_the_caller_asks_for_while_it_is_taken_away_is_not_read(
+    config: LogConfig, join: Callable[[str], Member]
+) -> None:
+    """8: he hears of it later; by then another member may read it."""
+    write(config, b"1")
+    one = join("one")
+    wait_until(one.log.changes, "all are assigned")
+    one.owned = {*ALL}
+    two = join("two")
+    assert one.log.fetch(1, 1, 10.0) == [], "comes back for what is revoked"
+    one.log.assign(dict.fromkeys(ALL, BEGINNING))
+    drive(lambda: len(two.owned) == len(one.owned) == 2, one, two)
+    write(config, b"2")
+    drive(lambda: all(len(two.values(p)) == 2 for p in two.owned), one, two)
+    drive(lambda: all(len(one.values(p)) == 2 for p in one.owned), one, two)
+    assert [one.values(p) for p in two.owned] == [[], []]
+
+
 def test_a_slow_caller_keeps_its_partitions(config: LogConfig, join: Callable[[str], Member]) -> None:
     """9: twice max.poll.interval.ms between two fetches, with more in the log than is fetched ahead: nothing is lost, and
     nothing is read twice or passed over."""

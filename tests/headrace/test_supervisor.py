@@ -194,10 +194,12 @@ def test_no_child_outlives_a_killed_supervisor(start: Callable[..., Run], databa
 
 
 @pytest.mark.faults
-def test_a_child_that_does_not_stop_is_killed_after_the_deadline(start: Callable[..., Run]) -> None:
+def test_a_child_that_does_not_stop_is_killed_after_the_deadline(
+    start: Callable[..., Run], database: Database, tmp_path: Path
+) -> None:
     """A frozen relay delays the end by the deadline and no longer; the appliers still stop in order."""
     run = start("--stop-timeout", "1")
-    run.wait_for("copied")
+    wait_until_equal(database, tmp_path / ".headrace/replicas")
     for child in CHILDREN:
         run.pid(child)
     os.kill(run.pid("relay"), signal.SIGSTOP)

@@ -304,6 +304,8 @@ class KafkaMember(Questions):
             read = [place for place in places if place.partition in self._reading]
             self._reading -= gone
             self._drop(gone)
+            for partition in gone:  # the caller may have asked for it before it heard that it went
+                self._starting.pop(partition, None)
         consumer.incremental_unassign(read)
 
     def _drop(self, partitions: Iterable[int]) -> None:
