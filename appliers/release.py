@@ -102,6 +102,7 @@ class Releases:
         current = self._current or self._begin()
         if current is None:
             self._not_before = None
+            self._close_log()
             return False
         before = current.replay.rows
         try:
@@ -126,9 +127,7 @@ class Releases:
     def close(self) -> None:
         """The applier ends. Orders stay."""
         self._close()
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        self._close_log()
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -254,6 +253,12 @@ class Releases:
         self._state.orders.settle(order, "refused", f"{type(error).__name__}: {error}. {error.hint}")
         self._forget(order)
         log.warning("not released", tenant=order.tenant, error=type(error).__name__, reason=str(error), hint=error.hint)
+
+    def _close_log(self) -> None:
+        """Without an order its reader would only fetch ahead what nobody asks for."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     def _forget(self, order: Order) -> None:
         self._orders = [other for other in self._orders if other != order]
