@@ -65,7 +65,7 @@ class ReplicaFile(NamedTuple):
     """Of what is committed, but not yet moved into the database's own file."""
 
 
-def open_reader(path: Path) -> apsw.Connection:
+def open_read_only(path: Path) -> apsw.Connection:
     """A connection that can only read. Raises ReplicaForeign, ReplicaCorrupt, StorageUnavailable."""
     try:
         conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
@@ -84,7 +84,7 @@ class ReplicaReader:
         """Raises ReplicaForeign (not ours, or another tenant's), ReplicaCorrupt, StorageUnavailable."""
         self.path = path
         self.tenant = tenant
-        self.connection = open_reader(path)
+        self.connection = open_read_only(path)
         try:
             recognise(self.connection, path, tenant)
         except BaseException as error:
@@ -174,7 +174,7 @@ class Directory:
         if not path.exists():
             raise ReplicasMissing("No replicas here", path=str(root))
         try:
-            self._state = open_reader(path)
+            self._state = open_read_only(path)
             ours = self._state.pragma("application_id") == STATE_ID
             meta = dict(_rows(self._state.execute("select name, value from meta"))) if ours else {}
         except (ReplicaForeign, apsw.NotADBError):

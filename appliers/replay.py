@@ -27,7 +27,7 @@ from appliers.attempt import attempt
 from appliers.catalog import Catalog
 from appliers.checkpoint import Checkpointer
 from appliers.position import read_position
-from appliers.reader import open_reader
+from appliers.reader import open_read_only
 from appliers.replica import Template
 from appliers.truncates import Truncates, finish
 from appliers.window import Copied, Window
@@ -155,7 +155,7 @@ class TenantReplay:
         replica = self._replica
         if replica is None or replica.position == START:
             return None
-        with closing(open_reader(self._path)) as conn:
+        with closing(open_read_only(self._path)) as conn:
             found = read_position(conn)  # what readers see: not what is kept back
         return Reached(
             position=found.position,

@@ -10,10 +10,10 @@ import itertools
 import statistics
 from pathlib import Path
 
-import apsw
 import psycopg
 
 from appliers.place import replica_path
+from appliers.reader import open_read_only
 from benchmarks import workload
 from benchmarks.pipeline import Pipeline
 from benchmarks.report import Measurement, Report
@@ -90,15 +90,8 @@ def compare(dsn: str, replicas: Path) -> int:
     return rows
 
 
-def open_replica(path: Path) -> apsw.Connection:
-    """To read it; waits for whoever recovers a new file's WAL at this moment."""
-    conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-    conn.set_busy_timeout(10_000)
-    return conn
-
-
 def _rows(path: Path) -> list[tuple[object, ...]]:
-    conn = open_replica(path)
+    conn = open_read_only(path)
     try:
         return list(conn.execute(_REPLICA))
     finally:

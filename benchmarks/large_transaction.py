@@ -20,8 +20,8 @@ import msgspec
 import psycopg
 
 from appliers.place import replica_path
+from appliers.reader import open_read_only
 from benchmarks import workload
-from benchmarks.end_to_end import open_replica
 from benchmarks.pipeline import Pipeline
 from benchmarks.report import Measurement, Report
 from benchmarks.workspace import Workspace
@@ -150,7 +150,7 @@ def _holds(path: Path) -> tuple[int, int] | None:
     """How many rows a replica has, and the sum of their ids; None when it has none."""
     if not path.exists():
         return None
-    conn = open_replica(path)
+    conn = open_read_only(path)
     try:
         # a look at the last row tells cheaply that nothing is here yet
         if conn.execute("select count(*) from (select 1 from products limit 1)").get == 0:
@@ -201,7 +201,7 @@ class _Watcher:
     def _look(self, path: Path, pair: tuple[int, int]) -> None:
         if not path.exists():
             return
-        conn = open_replica(path)
+        conn = open_read_only(path)
         try:
             found = conn.execute("select count(*) from products where id in (?, ?)", pair).get
         except apsw.SQLError:

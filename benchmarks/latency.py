@@ -17,8 +17,8 @@ from typing import Final
 import msgspec
 import psycopg
 
+from appliers.reader import open_read_only
 from benchmarks import workload
-from benchmarks.end_to_end import open_replica
 from benchmarks.latency_sides import Watched, WatchRequest, WriteRequest, Written
 from benchmarks.pipeline import Pipeline
 from benchmarks.report import Measurement, Report
@@ -192,7 +192,7 @@ def _complete(replicas: Path) -> bool:
     if len(paths) < len(_TENANTS) + len(_WATCHED) + 1:
         return False
     for path in paths:
-        conn = open_replica(path)
+        conn = open_read_only(path)
         try:
             if not conn.execute("select exists (select 1 from sqlite_schema where name = 'requests')").get:
                 return False

@@ -24,7 +24,7 @@ from typing import Any, Final
 import msgspec
 
 from appliers.place import replica_path
-from benchmarks.end_to_end import open_replica
+from appliers.reader import open_read_only
 from benchmarks.workload import PARTITIONS
 from cdc.connection import connect
 
@@ -175,7 +175,7 @@ class _Watched:
     """One replica. The files stay open to the end: to close one would drop SQLite's own locks on it."""
 
     def __init__(self, path: Path) -> None:
-        self._conn = open_replica(path)
+        self._conn = open_read_only(path)
         self._last = -1
         self._file = path.with_name(path.name + "-shm")
         self.news()

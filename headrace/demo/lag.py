@@ -18,6 +18,8 @@ from typing import Final, NamedTuple
 import apsw
 
 from appliers.place import replica_path
+from appliers.reader import open_read_only
+from cdc.errors import HeadraceError
 from cdc.lsn import Lsn
 
 _LOOK_S: Final = 0.0005
@@ -131,7 +133,7 @@ class LagWatch:
                 for tenant in waiting:
                     self._look(tenant)
                 time.sleep(_LOOK_S)
-        except apsw.Error as error:
+        except (apsw.Error, HeadraceError) as error:
             self.failure = error
 
     def _look(self, tenant: str) -> None:
@@ -152,8 +154,5 @@ class LagWatch:
     def _position(self, tenant: str) -> int:
         cursor = self._positions.get(tenant)
         if cursor is None:
-            path = replica_path(self._root, tenant, self._partitions)
-            connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-            connection.set_busy_timeout(10_000)
-            cursor = self._positions[tenant] = connection.cursor()
+            cursor = self._positions[tenant] = open_read_only(replica_path(self._root, tenant, self._partitions)).cursor()
         return int(cursor.execute("select commit_lsn from _headrace_position").get)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import apsw
 
 from appliers.place import replica_path
+from appliers.reader import open_read_only
 
 
 class UseCase(NamedTuple):
@@ -65,10 +66,9 @@ def usecases(today: datetime.date) -> tuple[UseCase, ...]:
 
 def is_whole(path: Path) -> bool:
     """Whether this replica is there and its first copy is whole."""
-    try:
-        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-    except apsw.CantOpenError:
+    if not path.exists():
         return False
+    connection = open_read_only(path)
     try:
         return bool(connection.execute("select ready from _headrace_position").get)
     finally:
@@ -81,8 +81,7 @@ class Replica:
     def __init__(self, root: Path, tenant: str, partitions: int) -> None:
         self.tenant = tenant
         self.path = replica_path(root, tenant, partitions)
-        self._connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
-        self._connection.set_busy_timeout(10_000)
+        self._connection = open_read_only(self.path)
 
     def ask(self, usecase: UseCase) -> Answer:
         """The answer as of now. Timed on its second run: the first one prepares the statement."""

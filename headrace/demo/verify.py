@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-import apsw
 import psycopg
 from psycopg import sql
 
 from appliers.pgtext import columns_of, rows_as_text
 from appliers.place import replica_files, replica_path
+from appliers.reader import open_read_only
 from appliers.replica import tenant_of
 
 Row: TypeAlias = tuple[str | None, ...]
@@ -83,8 +83,7 @@ def _read_source(conn: psycopg.Connection[Any], tables: Sequence[str]) -> dict[s
 
 def _read_replica(path: Path, tables: Sequence[str]) -> dict[str, Counter[Row]]:
     """Table -> rows, all of one snapshot. A table that the replica has not is left out."""
-    replica = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-    replica.set_busy_timeout(10_000)
+    replica = open_read_only(path)
     try:
         replica.execute("begin")
         columns = {table: found for table in tables if (found := columns_of(replica, table))}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import apsw
-
 from appliers.place import replica_path
+from appliers.reader import open_read_only
 from appliers.state import PartitionState, State
 from appliers.worker import Worker, WorkerOptions, WorkerStatus
 from cdc.pgoutput import UNCHANGED, Row
@@ -115,7 +114,7 @@ class Fleet:
 
     def ready(self, tenant: str) -> bool:
         # by the library that the worker of this process uses: of two, each drops the other's locks on a file
-        conn = apsw.Connection(str(replica_path(self.root, tenant, PARTITIONS)), flags=apsw.SQLITE_OPEN_READONLY)
+        conn = open_read_only(replica_path(self.root, tenant, PARTITIONS))
         try:
             return bool(conn.execute("select ready from _headrace_position").get)
         finally:

@@ -7,10 +7,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import apsw
-
 from appliers.apply import Numbered, Replica
 from appliers.catalog import Catalog
+from appliers.reader import open_read_only
 from appliers.replica import Template
 from cdc.facts import Index, TableFacts
 from cdc.pgoutput import Row
@@ -76,7 +75,7 @@ def open_replica(directory: Path, catalog: Catalog, tenant: str = "acme", *, sha
 
 def rows_of(path: Path, table: str = "items") -> list[tuple[Any, ...]]:
     """What a reader of the file sees now, in no order that matters."""
-    conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    conn = open_read_only(path)
     try:
         return sorted(conn.execute(f'select * from "{table}"').fetchall(), key=repr)
     finally:

@@ -13,7 +13,7 @@ import pytest
 from appliers.apply import Replica
 from appliers.errors import ReplicaForeign, ReplicasMissing, StateForeign, TenantUnknown
 from appliers.place import encode_name, replica_path
-from appliers.reader import Directory, ReplicaReader, open_reader, type_text
+from appliers.reader import Directory, ReplicaReader, open_read_only, type_text
 from appliers.replica import Template, open_writer, tenant_of
 from appliers.state import State
 from cdc.facts import Index
@@ -175,7 +175,7 @@ def test_a_replica_whose_applier_died_before_its_first_commit_is_named_by_the_ne
 def test_a_reader_of_a_missing_file_makes_none(tmp_path: Path) -> None:
     """Opening fails, and leaves nothing behind."""
     with pytest.raises(Exception, match="storage fails"):
-        open_reader(tmp_path / "no.db")
+        open_read_only(tmp_path / "no.db")
     assert list(tmp_path.iterdir()) == []
 
 

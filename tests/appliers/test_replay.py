@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import apsw
 import pytest
 
 from appliers.bounds import Scan, ends_of, places_of, point_of_lsn, point_of_time
@@ -21,6 +20,7 @@ from appliers.errors import (
     TenantUnknown,
 )
 from appliers.place import SHARED_FILE, replica_path
+from appliers.reader import open_read_only
 from appliers.rebuild import Request, rebuild, rebuild_tenant
 from appliers.replay import Reached
 from appliers.state import Quarantined, State, lock_partition
@@ -80,7 +80,7 @@ def replayed_one(history: History, root: Path, tenant: str, point: Position | No
 
 
 def position(path: Path) -> tuple[Any, ...]:
-    conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    conn = open_read_only(path)
     [row] = conn.execute("select * from _headrace_position").fetchall()
     conn.close()
     return tuple(row)

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import apsw
 import msgspec
 
 from appliers.place import SHARED_FILE, replica_path
+from appliers.reader import open_read_only
 from appliers.worker import Held, Worker, WorkerOptions, WorkerStatus
 from cdc.lsn import parse_lsn
 from fanout.log import LogConfig, open_reader, open_writer
@@ -177,9 +177,8 @@ class Running:
         """A query of the tenant's replica, or with None of the shared one."""
         partitions = self._reader.partitions
         path = self.root / SHARED_FILE if tenant is None else replica_path(self.root, tenant, partitions)
-        conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        conn = open_read_only(path)
         try:
-            conn.set_busy_timeout(10_000)
             return list(conn.execute(statement))
         finally:
             conn.close()

@@ -16,6 +16,7 @@ import apsw
 import pytest
 
 from appliers.place import replica_path
+from appliers.reader import open_read_only
 from headrace.demo.source import make_server, tenant_name
 from headrace.local_postgres import find_installations
 from headrace.status_file import read_processes
@@ -58,7 +59,7 @@ def in_background(directory: Path, *options: str) -> Iterator[subprocess.Popen[s
 def generations(directory: Path) -> set[int]:
     found = set()
     for path in replicas_in(directory / "replicas").values():
-        replica = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        replica = open_read_only(path)
         found.add(replica.execute("select generation from _headrace_position").get)
         replica.close()
     return found

@@ -20,6 +20,7 @@ import apsw
 import msgspec
 import psycopg
 
+from appliers.reader import open_read_only
 from cdc.lsn import Lsn, parse_lsn
 from fanout import envelope
 from fanout.envelope import Changes, Envelope
@@ -195,9 +196,8 @@ class Pipeline:
         path = self.root / "state.db"
         if not path.exists():
             return []
-        conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        conn = open_read_only(path)
         try:
-            conn.set_busy_timeout(10_000)
             return list(conn.execute("select partition, offset, generation, lsn from partitions where ready"))
         except apsw.SQLError:  # not made whole yet
             return []
@@ -262,7 +262,7 @@ class Pipeline:
 
     def quarantined(self) -> list[tuple[Any, ...]]:
         """The tenants that were left behind, with the reasons."""
-        state = apsw.Connection(str(self.root / "state.db"), flags=apsw.SQLITE_OPEN_READONLY)
+        state = open_read_only(self.root / "state.db")
         try:
             return state.execute("select * from quarantine").fetchall()
         finally:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import apsw
 import pytest
 
+from appliers.reader import open_read_only
 from fanout.log import LogConfig
 from tests.conftest import Database
 from tests.end_to_end.oracle import replicas_in, wait_until
@@ -118,7 +119,7 @@ def test_power_loss(pipeline: Pipeline, seed: int) -> None:
 
 def backup(pipeline: Pipeline, name: str) -> bytes:
     """A database of the replicas' directory as of one moment."""
-    source = apsw.Connection(str(pipeline.root / name), flags=apsw.SQLITE_OPEN_READONLY)
+    source = open_read_only(pipeline.root / name)
     copy = apsw.Connection(":memory:")
     with copy.backup("main", source, "main") as running:
         running.step()

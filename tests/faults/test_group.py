@@ -22,6 +22,7 @@ import apsw
 import pytest
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from appliers.reader import open_read_only
 from fanout.log import LogConfig
 from tests.conftest import Database
 from tests.end_to_end.oracle import TornWatcher, assert_replicas_equal, wait_until
@@ -87,9 +88,8 @@ class Group:
         path = root / "state.db"
         if not path.exists():
             return {}
-        conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        conn = open_read_only(path)
         try:
-            conn.set_busy_timeout(10_000)
             return {row[0]: (row[1], row[2]) for row in conn.execute("select partition, offset, lsn from partitions")}
         except apsw.SQLError:  # not made whole yet
             return {}
@@ -135,7 +135,7 @@ class Group:
                 (whole / f"{partition:03d}").symlink_to(self.root(owner) / f"{partition:03d}")
             assert_replicas_equal(self.pipeline.conn, whole, PARTITIONS, self.pipeline.tables)
         for root in self.roots:
-            conn = apsw.Connection(str(root / "state.db"), flags=apsw.SQLITE_OPEN_READONLY)
+            conn = open_read_only(root / "state.db")
             assert conn.execute("select * from quarantine").fetchall() == []
             conn.close()
 
