@@ -23,3 +23,5 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_pages: int = 1000
     open_transactions: int = 500
     """Most tenants that may have a part of a large transaction in their replica, open; others' waits on disk."""
+    erase: bool = False
+    """Whether tenants without rows are erased (`appliers.erasure`)."""

@@ -36,6 +36,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     table: str
     identity: ReplicaIdentity
     columns: tuple[str, ...]
+    types: tuple[str, ...] = ()
+    """Of the columns, as Postgres names them."""
     not_null: tuple[str, ...] = ()
     keys: tuple[UniqueKey, ...] = ()
     published: bool = False
@@ -153,6 +155,8 @@ select c.oid::bigint, case when c.relispartition then pg_partition_root(c.oid)::
        has_schema_privilege(n.oid, 'usage'), has_table_privilege(c.oid, 'select'), row_security_active(c.oid),
        array(select a.attname::text from pg_attribute a
              where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped order by a.attnum),
+       array(select format_type(a.atttypid, a.atttypmod) from pg_attribute a
+             where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped order by a.attnum),
        array(select a.attname::text from pg_attribute a
              where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attnotnull order by a.attnum),
        array(select a.attname::text from pg_attribute a
@@ -243,12 +247,13 @@ def read_tables(conn: psycopg.Connection[Any], publication: str) -> list[Table]:
 
 def _table(facts: list[Any], *, is_partition: bool) -> Table:
     schema, table, partitioned, identity, published, published_columns, of_extension, usage, select, hidden, *rest = facts
-    columns, not_null, generated, keys = rest
+    columns, types, not_null, generated, keys = rest
     return Table(
         schema=schema,
         table=table,
         identity=ReplicaIdentity(identity),
         columns=tuple(columns),
+        types=tuple(types),
         not_null=tuple(not_null),
         keys=tuple(UniqueKey(index, tuple(names), primary, chosen) for index, primary, chosen, names in keys or ()),
         published=published,

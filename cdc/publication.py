@@ -6,7 +6,7 @@ rows of the stream have one shape and one digest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,20 +87,50 @@ def table_of(row: Sequence[Any]) -> PublishedTable:
     return PublishedTable(relation, nullable, row_filter, pages, rows, partitioned, facts)
 
 
-def create_publication(publication: str, tables: Sequence[tuple[str, str]], *, server_version: int = 0) -> sql.Composed:
+def create_publication(
+    publication: str,
+    tables: Sequence[tuple[str, str]],
+    *,
+    server_version: int = 0,
+    conditions: Mapping[tuple[str, str], str] | None = None,
+) -> sql.Composed:
     """The statement that makes a publication of these (schema, table) pairs. Never FOR ALL TABLES (cases.md T30).
 
-    `server_version`, as in server_version_num: from 180000 on stored generated columns are published too (E7)."""
+    `server_version`, as in server_version_num: from 180000 on stored generated columns are published too (E7).
+    `conditions`: row filters, in SQL."""
     generated = ", publish_generated_columns = stored" if server_version >= 180_000 else ""
     statement = sql.SQL("create publication {} for table {} with (publish_via_partition_root = true{})")
-    return statement.format(sql.Identifier(publication), _names(tables), sql.SQL(generated))
+    return statement.format(sql.Identifier(publication), _names(tables, conditions or {}, {}), sql.SQL(generated))
 
 
 def add_tables(publication: str, tables: Sequence[tuple[str, str]]) -> sql.Composed:
     """The statement that adds these (schema, table) pairs to a publication."""
-    return sql.SQL("alter publication {} add table {}").format(sql.Identifier(publication), _names(tables))
+    return sql.SQL("alter publication {} add table {}").format(sql.Identifier(publication), _names(tables, {}, {}))
 
 
-def _names(tables: Sequence[tuple[str, str]]) -> sql.Composed:
-    # ONLY: without it Postgres adds the tables that inherit from one, whatever their own rules say
-    return sql.SQL(", ").join(sql.SQL("only {}").format(sql.Identifier(*table)) for table in tables)
+def set_tables(
+    publication: str,
+    tables: Sequence[tuple[str, str]],
+    conditions: Mapping[tuple[str, str], str],
+    columns: Mapping[tuple[str, str], Sequence[str]],
+) -> sql.Composed:
+    """The statement that makes these (schema, table) pairs all that a publication has. `conditions`: row filters, in SQL;
+    `columns`: column lists; of tables that are not named, all."""
+    names = _names(tables, conditions, columns)
+    return sql.SQL("alter publication {} set table {}").format(sql.Identifier(publication), names)
+
+
+def _names(
+    tables: Sequence[tuple[str, str]],
+    conditions: Mapping[tuple[str, str], str],
+    columns: Mapping[tuple[str, str], Sequence[str]],
+) -> sql.Composed:
+    def one(table: tuple[str, str]) -> sql.Composed:
+        # ONLY: without it Postgres adds the tables that inherit from one, whatever their own rules say
+        made = sql.SQL("only {}").format(sql.Identifier(*table))
+        if table in columns:
+            made += sql.SQL(" ({})").format(sql.SQL(", ").join(map(sql.Identifier, columns[table])))
+        condition = conditions.get(table)
+        return made + sql.SQL(f" where ({condition})") if condition else made
+
+    return sql.SQL(", ").join(map(one, tables))

@@ -1,7 +1,7 @@
 """Errors of the route and log stages. The tree's root and the dispositions are in `cdc.errors`.
 
 RouteError                 which tenant a row belongs to
-  TenantColumnMissing TenantKeyMissing IdentityUnfit
+  TenantColumnMissing TenantKeyMissing IdentityUnfit FiltersUnfit ShareImpossible RowElsewhere
 LogError                   Kafka or the embedded log
   LogUnavailable           (retry) broker down, connection cut
     LogMissing             (retry) its relay has never run
@@ -38,6 +38,27 @@ class TenantKeyMissing(RouteError):
 
 class IdentityUnfit(RouteError):
     """A table's old rows would not tell their tenant, so that its DELETEs could not be routed; found before they happen."""
+
+
+class FiltersUnfit(RouteError):
+    """The publication does not hold back what `[placement]` gives to another pipeline, or holds back too much."""
+
+    default_hint = "`headrace setup` gives the publication the row filters of the configuration."
+
+
+class ShareImpossible(RouteError):
+    """The tenant column is of a type that Postgres cannot hash in a row filter."""
+
+    default_hint = "Give each relay a publication with some of the tables, or a `region` column in place of `share`."
+
+
+class RowElsewhere(RouteError):
+    """A row of another region has come: nothing of its transaction is appended."""
+
+    default_hint = (
+        "The publication's row filter was changed. `headrace setup` puts it right; what was written meanwhile stays in the "
+        "slot, so then `headrace relay --new-generation`."
+    )
 
 
 class LogError(HeadraceError):

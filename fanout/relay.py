@@ -37,6 +37,7 @@ from cdc.feedback import Feedback
 from cdc.inspection import read_tables
 from cdc.lsn import Lsn, format_lsn
 from cdc.publication import PublishedTable, published_tables, require_publication
+from cdc.row_filters import read_filters
 from cdc.slot import SystemIdentity, create_slot, drop_slot, identify_system, inspect_slot
 from cdc.spill import DEFAULT_MEMORY_BYTES, SpillArea
 from cdc.stream import ReplicationStream
@@ -44,6 +45,7 @@ from cdc.transaction import Assembler
 from fanout import envelope
 from fanout.envelope import FIRST_COPY_CHUNK, CopyBegin, CopyEnd, Progress
 from fanout.log.interface import LogReader, LogWriter
+from fanout.placement import Placement
 from fanout.preflight import require_fit
 from fanout.refill import Progressing
 from fanout.refilling import Refilling
@@ -85,6 +87,7 @@ class RelayOptions(msgspec.Struct, frozen=True, kw_only=True):
     dsn: str
     slot: str
     publication: str
+    placement: Placement = Placement()
     new_generation: bool = False
     copy_workers: int = 2
     slot_timeout_s: float = 60.0
@@ -143,7 +146,8 @@ class Relay:
             self._lock(control)
             system = identify_system(replication)
             require_publication(control, options.publication)
-            require_fit(self._tenancy, read_tables(control, options.publication))
+            filters = read_filters(control, options.publication) if options.placement else {}
+            require_fit(self._tenancy, read_tables(control, options.publication), options.placement, filters)
             state = read_tail(self._reader)
             self._relay = max(self._relay, state.relay + 1)
             slot = inspect_slot(control, options.slot)

@@ -28,7 +28,7 @@ from cdc.relation import Relation
 from cdc.transaction import Transaction
 from fanout import envelope
 from fanout.envelope import Changes, Op, Run, Schema
-from fanout.errors import RouteError, TenantKeyMissing
+from fanout.errors import RouteError, RowElsewhere, TenantKeyMissing
 from fanout.leaves import Leaves, Lesser
 from fanout.log.interface import partition_of
 from fanout.refill import Refills, of_this_key
@@ -76,6 +76,8 @@ class _Target(msgspec.Struct, gc=False):
     """Whether old rows tell the tenant, so that a row cannot leave it unseen, and are what the Relation says."""
     lesser: Lesser | None = None
     """Partitions below it through which old rows come that carry less; `carried` is then false."""
+    region: tuple[int, str] | None = None
+    """The column in which every row must have this value."""
 
 
 class _Targets(dict[int, _Target]):
@@ -209,8 +211,8 @@ class Router:
         digest = envelope.digest_of(relation, name, facts)
         target = _Target(relation, digest, -1, None, "skip", True)
         match route:
-            case ByColumn(index, on_null):
-                target.index, target.on_null = index, on_null
+            case ByColumn(index, on_null, region):
+                target.index, target.on_null, target.region = index, on_null, region
                 target.carried = identity_carries(relation, index)
             case Fixed(tenant):
                 target.tenant = tenant
@@ -341,6 +343,8 @@ class Router:
             if target.on_null != "shared" or tenant is not None:
                 raise TenantKeyMissing("A row does not tell its tenant", relation=target.relation.name, op=op.name)
             tenant = _SHARED
+        if target.region is not None and row[target.region[0]] != target.region[1]:
+            raise RowElsewhere("A row of another region has come", relation=target.relation.name)
         runs = self._tenants.get(tenant)
         if runs is None:
             runs = self._tenants[tenant] = [Run(op, target.digest, full, [])]

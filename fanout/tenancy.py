@@ -42,19 +42,29 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Rows belong to everybody."""
     ignore: bool = False
     """Rows belong to nobody."""
+    region: str = ""
+    """With `column` and `placement.region`: the column that holds the region of a row's tenant, in every row."""
     on_null: Literal["stop", "skip", "shared"] = "stop"
     """What to do with a row whose tenant column is NULL. "stop", because anything else loses or shows rows unasked."""
 
     def __post_init__(self) -> None:
         if sum((bool(self.column), self.schema, self.shared, self.ignore)) != 1:
             raise ValueError("give exactly one of column, schema, shared, ignore")
+        if self.region and not self.column:
+            raise ValueError("`region` goes with `column`; where a schema belongs, `placement.tenants` says")
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The columns that a row must tell, also an old one, so that it can be placed."""
+        return tuple(filter(None, (self.column, self.region)))
 
 
 class ByColumn(msgspec.Struct, frozen=True):
-    """The tenant is the value at this index."""
+    """The tenant is the value at this index. `region`: where every row must have which value."""
 
     index: int
     on_null: Literal["stop", "skip", "shared"]
+    region: tuple[int, str] | None = None
 
 
 class Fixed(msgspec.Struct, frozen=True):
@@ -77,10 +87,11 @@ SHARED_TENANT: Final = "_shared"
 
 
 class Tenancy:
-    """The rules, in order."""
+    """The rules, in order. `region`: the one whose rows are wanted, of tables whose rule names a `region` column."""
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[Rule], region: str = "") -> None:
         self._rules = tuple(rules)
+        self._region = region
 
     def rule_for(self, schema: str, table: str) -> Rule | None:
         """The first rule whose pattern matches, or None."""
@@ -111,7 +122,14 @@ class Tenancy:
             raise TenantColumnMissing(
                 f"The tenancy rule's column `{rule.column}` is not in the table", relation=relation.name
             )
-        return ByColumn(index, rule.on_null)
+        if not (rule.region and self._region):
+            return ByColumn(index, rule.on_null)
+        where = relation.index_of(rule.region)
+        if where is None:
+            raise TenantColumnMissing(
+                f"The rule's region column `{rule.region}` is not in the table", relation=relation.name
+            )
+        return ByColumn(index, rule.on_null, (where, self._region))
 
 
 def replica_table(relation: Relation, route: Route) -> str:

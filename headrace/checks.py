@@ -18,13 +18,14 @@ from rich.markup import escape
 from cdc.connection import connect, describe_dsn, translated
 from cdc.ddl_trigger import INSTALL_TITLE, REMOVE, TriggerState, inspect_trigger, install_statements
 from cdc.errors import HeadraceError, SlotInUse
-from cdc.inspection import Source, Table, find_publication, inspect_source, read_tables
+from cdc.inspection import Publication, Source, Table, find_publication, inspect_source, read_tables
 from cdc.preflight import OPERATIONS, Finding, Severity, error, identifier, ok, source_findings
-from cdc.publication import add_tables, create_publication
+from cdc.publication import add_tables, create_publication, set_tables
+from cdc.row_filters import RowFilter, note_filters, read_filters
 from cdc.slot import SlotState, inspect_slot
 from fanout.errors import LogMissing, PartitionCountChanged, TenantColumnMissing
 from fanout.log import open_reader
-from fanout.preflight import identity_statements, table_findings, tenant_column, wanted_tables
+from fanout.preflight import filters_unfit, identity_statements, row_filters, table_findings, told_columns, wanted_tables
 from fanout.resume import LogState, Resume, decide, read_tail
 from fanout.tenancy import Tenancy
 from headrace import output
@@ -71,10 +72,12 @@ def _findings(config: Config) -> Iterator[Finding]:
     except HeadraceError as failure:
         yield error("connection", str(failure), failure.hint)
     else:
-        tenancy = Tenancy(config.tenancy)
+        tenancy, placement = Tenancy(config.tenancy), config.placement
         published = tuple(table for table in source.tables if table.published)
-        yield from source_findings(source, published or wanted_tables(tenancy, source.tables))
-        yield from table_findings(config.tenancy, source.tables, partitions_told=_trigger(config) is TriggerState.CURRENT)
+        yield from source_findings(source, published or wanted_tables(tenancy, source.tables, placement))
+        told = _trigger(config) is TriggerState.CURRENT
+        filters = _filters(config) if placement else {}
+        yield from table_findings(config.tenancy, source.tables, partitions_told=told, placement=placement, filters=filters)
     state: LogState | None = None
     try:
         state = _log_state(config)
@@ -92,6 +95,12 @@ def _trigger(config: Config) -> TriggerState:
     """The state of the event trigger. Raises SourceError."""
     with connect(config.dsn(), application_name="headrace-check") as conn:
         return inspect_trigger(conn, config.source.publication)
+
+
+def _filters(config: Config) -> dict[tuple[str, str], RowFilter]:
+    """The publication's row filters. Raises SourceError."""
+    with connect(config.dsn(), application_name="headrace-check") as conn:
+        return read_filters(conn, config.source.publication)
 
 
 def _log_state(config: Config) -> LogState | None:
@@ -202,9 +211,10 @@ def show_steps(steps: Iterable[Step], *, dry_run: bool) -> None:
 def _steps(conn: psycopg.Connection[tuple[object, ...]], config: Config, *, identity: bool) -> list[Step]:
     name = config.source.publication
     tenancy = Tenancy(config.tenancy)
-    wanted = wanted_tables(tenancy, read_tables(conn, name))
+    tables = read_tables(conn, name)
+    wanted = wanted_tables(tenancy, tables, config.placement)
     _require_columns(wanted, tenancy)
-    repairs = [sql for table in wanted for sql in identity_statements(table, tenant_column(table, tenancy))]
+    repairs = [sql for table in wanted for sql in identity_statements(table, told_columns(table, tenancy))]
     if repairs and not identity:
         raise CommandError(
             "Nothing was changed: old rows of some tables would not tell their tenant, or have no replica identity at "
@@ -213,18 +223,55 @@ def _steps(conn: psycopg.Connection[tuple[object, ...]], config: Config, *, iden
         )
     steps = [Step(repair) for repair in repairs]
     found = find_publication(conn, name)
-    if found is None:
-        tables = [(table.schema, table.table) for table in wanted]
-        made = create_publication(name, tables, server_version=conn.info.server_version)
-        return [*steps, Step(made.as_string(conn))]
+    if config.placement:
+        steps += _filter_steps(conn, config, tenancy, tables, wanted, found)
+    elif found is None:
+        names = [(table.schema, table.table) for table in wanted]
+        made = create_publication(name, names, server_version=conn.info.server_version)
+        steps.append(Step(made.as_string(conn)))
     new = [(table.schema, table.table) for table in wanted if not table.published]
-    if new and not found.all_tables:
+    if found is None:
+        return steps
+    if new and not found.all_tables and not config.placement:
         streamed = inspect_slot(conn, config.source.slot).state is not SlotState.MISSING
         steps.append(Step(add_tables(name, new).as_string(conn), _LATE if streamed else ""))
     if not found.via_root or set(found.operations) != set(OPERATIONS):
         options = f"publish = '{', '.join(OPERATIONS)}', publish_via_partition_root = true"
         steps.append(Step(f"alter publication {identifier(name)} set ({options})"))
     return steps
+
+
+def _filter_steps(
+    conn: psycopg.Connection[tuple[object, ...]],
+    config: Config,
+    tenancy: Tenancy,
+    tables: list[Table],
+    wanted: list[Table],
+    found: Publication | None,
+) -> list[Step]:
+    """What gives the publication the row filters of `[placement]`, with the note of it, in one transaction."""
+    name = config.source.publication
+    if found is not None and found.all_tables:
+        raise CommandError(
+            "Nothing was changed: a publication FOR ALL TABLES has no row filters",
+            hint=f"drop publication {identifier(name)}; -- with the relay stopped; then `headrace setup`",
+        )
+    conditions = row_filters(tenancy, wanted, config.placement)
+    names = [(table.schema, table.table) for table in wanted]
+    if found is None:
+        made = create_publication(name, names, server_version=conn.info.server_version, conditions=conditions)
+    else:
+        unfit = [*filters_unfit(tenancy, tables, config.placement, read_filters(conn, name))]
+        if not unfit and all(table.published for table in wanted):
+            return []
+        lists = {(t.schema, t.table): t.published_columns for t in wanted if _has_column_list(t)}
+        made = set_tables(name, names, conditions, lists)
+    note = note_filters(name, conditions)
+    return [Step(f"{made.as_string(conn)}; {note.as_string(conn)}", title=f"{made.as_string(conn)}; -- and a comment on it")]
+
+
+def _has_column_list(table: Table) -> bool:
+    return table.published and not set(table.columns) - set(table.generated) <= set(table.published_columns)
 
 
 def _require_columns(wanted: list[Table], tenancy: Tenancy) -> None:
@@ -234,9 +281,9 @@ def _require_columns(wanted: list[Table], tenancy: Tenancy) -> None:
             hint='Add `[[tenancy]]` with `table = "public.*"` and `column = "tenant_id"`, or what fits, to headrace.toml.',
         )
     for table in wanted:
-        column = tenant_column(table, tenancy)
-        if column is not None and column not in table.columns:
-            raise TenantColumnMissing(f"The tenancy rule's column `{column}` is not in the table", relation=table.name)
+        for column in told_columns(table, tenancy):
+            if column not in table.columns:
+                raise TenantColumnMissing(f"The tenancy rule's column `{column}` is not in the table", relation=table.name)
 
 
 def _count(number: int, what: str) -> str:

@@ -21,6 +21,7 @@ from msgspec import Meta
 
 from appliers.types import As
 from fanout.log import LogConfig
+from fanout.placement import Placement, misfit
 from fanout.tenancy import Rule
 from headrace.errors import ConfigError
 
@@ -138,6 +139,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     source: SourceConfig = SourceConfig()
     tenancy: list[Rule] = []
+    placement: Placement = Placement()
     log: LogConfig = LogConfig()
     replicas: ReplicasConfig = ReplicasConfig()
     apply: ApplyConfig = ApplyConfig()
@@ -149,6 +151,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         # ValueError: msgspec turns it into a ValidationError that names the file
         if self.apply.group and self.log.kind != "kafka":
             raise ValueError('`apply.group` needs a log with groups: set `log.kind = "kafka"`, or leave it out')
+        if wrong := misfit(self.placement, self.tenancy):
+            raise ValueError(f"`tenancy` and `placement` do not fit: {wrong}")
 
     def instance(self) -> str:
         """The name of an applier of this machine in the group."""

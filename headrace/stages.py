@@ -124,6 +124,7 @@ def run_relay(config: Config, *, new_generation: bool = False) -> None:
             dsn=config.dsn(),
             slot=source.slot,
             publication=source.publication,
+            placement=config.placement,
             new_generation=first,
             copy_workers=source.copy_workers,
             slot_timeout_s=source.slot_timeout_s,
@@ -135,7 +136,7 @@ def run_relay(config: Config, *, new_generation: bool = False) -> None:
         with (
             open_writer(config.log) as writer,
             open_reader(config.log) as reader,
-            Relay(options, Tenancy(config.tenancy), writer, reader, on_status) as relay,
+            Relay(options, Tenancy(config.tenancy, config.placement.region), writer, reader, on_status) as relay,
         ):
             try:
                 run(relay)
@@ -224,4 +225,5 @@ def _worker_options(config: Config) -> WorkerOptions:
         batch_bytes=config.apply.batch_bytes,
         barrier_interval_s=config.apply.barrier_interval_s,
         checkpoint_pages=config.apply.checkpoint_pages,
+        erase=bool(config.placement.region),
     )

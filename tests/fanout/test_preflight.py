@@ -105,14 +105,14 @@ def test_the_printed_statements_make_deletes_tell_their_tenant(database: Databas
     conn = database.connect()
     conn.execute(ddl.encode())
     (table,) = tables_of(conn)
-    statements = identity_statements(table, "tenant")
+    statements = identity_statements(table, ["tenant"])
     assert len(statements) == len(expected)
     assert all(words in statement for words, statement in zip(expected, statements, strict=True))
     for statement in statements:
         conn.execute(statement.encode())
 
     (table,) = tables_of(conn)
-    assert identity_statements(table, "tenant") == []
+    assert identity_statements(table, ["tenant"]) == []
     conn.execute("create publication p for table t with (publish_via_partition_root = true)")
     require_fit(Tenancy([BY_TENANT]), read_tables(conn, "p"))
     conn.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (database.name,))

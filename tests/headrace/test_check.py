@@ -133,6 +133,39 @@ def test_inherited_tables_follow_their_own_rules(site: Site) -> None:
     assert published(site) == ["notes"]
 
 
+def test_the_row_filters_of_a_placement_are_made_and_kept(site: Site) -> None:
+    """setup gives every table its filter, keeps column lists, and puts right what somebody has changed; a later table gets
+    its own. Another placement is a matter for setup, and until then an error of check."""
+    site.conn.execute(f"{FIT}; create publication headrace for table notes (tenant, id)".encode())
+    site.set("placement", share="1/2")
+    columns = "select attnames::text[], rowfilter from pg_publication_tables where pubname = 'headrace' order by tablename"
+    assert errors(check(site)) == ["table public.notes"]
+    setup(site)
+    (found,) = site.conn.execute(columns.encode()).fetchall()
+    assert found[0] == ["tenant", "id"]
+    assert "hashtextextended(tenant" in found[1]
+    assert errors(check(site)) == []
+    assert setup(site) == []
+    site.conn.execute("create table later (tenant text not null, id int, primary key (tenant, id))")
+    assert len(setup(site)) == 1
+    assert [row[1] is not None for row in site.conn.execute(columns.encode())] == [True, True]
+    site.conn.execute("alter publication headrace set table notes, later where (id > 5)")
+    assert errors(check(site)) == ["table public.later", "table public.notes"]
+    assert len(setup(site)) == 1
+    site.set("placement", share="2/2")
+    site.configure()
+    assert errors(check(site)) == ["table public.later", "table public.notes"]
+
+
+def test_a_publication_of_all_tables_cannot_be_one_of_a_placement(site: Site) -> None:
+    """It has no row filters: setup changes nothing and says what to do."""
+    site.conn.execute(f"{FIT}; create publication headrace for all tables".encode())
+    site.set("placement", share="1/2")
+    done = site.run("setup")
+    assert done.returncode == 1
+    assert "FOR ALL TABLES has no row filters" in done.stderr
+
+
 def test_the_log_is_checked_with_the_source(site: Site) -> None:
     """No log is well before the first start; one of another partition count, and an empty one beside a slot, are not."""
     site.publish()
