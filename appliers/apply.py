@@ -365,13 +365,26 @@ class Replica:
         if len(gone) == len(dropped):
             self._drops_seen = self._catalog.drops
 
-    def holds_rows(self, digests: Sequence[int]) -> bool:
-        """Whether any of these tables is here and not empty. Raises as `apply`."""
+    def holds_rows(self, digests: Sequence[int] | None = None) -> bool:
+        """Whether any of these tables, or any at all, is here and not empty. Raises as `apply`."""
         with self._rolled_back():
             here = migration.shapes(self._conn)
-            oids = [self._catalog.plan(digest).relation.oid for digest in digests]
+            oids = here if digests is None else [self._catalog.plan(digest).relation.oid for digest in digests]
             names = [here[oid].name for oid in oids if oid in here]
             return any(self._conn.execute(f"select exists (select 1 from {quote(name)})").get for name in names)
+
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether nothing was written since `rewrite`. Raises as `apply`."""
+        with self._rolled_back():
+            return bool(replica.rewritten_at(self._conn) == str(self.position))
+
+    def rewrite(self) -> bool:
+        """Write the file anew, so that nothing of what was deleted is in it; False while an older state of it is being read:
+        to be called again. Not in the midst of a transaction. Raises as `apply`."""
+        with self._rolled_back():
+            self._plans.clear()
+            return replica.rewrite(self._conn, str(self.position))
 
     def close_transaction(self, record: Close) -> None:
         """The end of a transaction that held a Truncate. Raises as `apply`."""

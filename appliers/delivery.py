@@ -16,6 +16,7 @@ from appliers.apply import Numbered
 from appliers.attempt import attempt
 from appliers.backlog import Backlog
 from appliers.bodies import Bodies
+from appliers.erasure import Erasures
 from appliers.errors import TenantError
 from appliers.handover import Handover
 from appliers.place import SHARED_NAME
@@ -47,6 +48,7 @@ class Delivery:
         teller: Teller,
         most_open: int,
         handover: Handover,
+        erasures: Erasures,
     ) -> None:
         """`most_open`: tenants that may have a part of a large transaction in their replica."""
         self._partitions = partitions
@@ -59,6 +61,7 @@ class Delivery:
         self._status = teller.status
         self._most_open = most_open
         self._handover = handover
+        self._erasures = erasures
 
     def apply(self, groups: Mapping[bytes, Sequence[Record]]) -> None:
         """Records by key, each group in the order of the log. Raises StorageUnavailable, LogTrimmed, EnvelopeUnknown."""
@@ -146,6 +149,7 @@ class Delivery:
             self._handover.wrote(name, partition, min(offset, opened.get(partition, offset)), rows, size)
         if failed is None:
             self._replicas.note(name, replica)
+            self._erasures.wrote(name, replica)
         else:
             self._quarantine.put(name, *failed)
         return rows

@@ -13,6 +13,7 @@ from appliers.backlog import Backlog
 from appliers.bodies import Bodies
 from appliers.catalog import Catalog
 from appliers.delivery import Delivery
+from appliers.erasure import Erasures
 from appliers.errors import TenantError
 from appliers.follow import Follower
 from appliers.handover import Handover
@@ -57,6 +58,7 @@ class Everybody:
         delivery: Delivery,
         marks: Marks,
         handover: Handover,
+        erasures: Erasures,
     ) -> None:
         self._partitions = partitions
         self._state = state
@@ -70,6 +72,7 @@ class Everybody:
         self._delivery = delivery
         self._marks = marks
         self._handover = handover
+        self._erasures = erasures
 
     def note(self, body: Schema | Dropped | envelope.Catalog) -> None:
         """What the log tells of the tables; no replica is touched. Raises StorageUnavailable."""
@@ -140,6 +143,7 @@ class Everybody:
             commits = replica.commits
             act(replica)
             self._replicas.note(name, replica)
+            self._erasures.wrote(name, replica)
             if replica.commits != commits or replica.open_offsets or replica.position >= at or name == SHARED_NAME:
                 self._handover.wrote(name, record.partition, record.offset, 0, len(record.value))
         except TenantError as error:

@@ -29,6 +29,8 @@ class Applier(NamedTuple):
     """Close a replica, warm or not."""
     stop: Callable[[str, TenantError], None]
     """Quarantine a tenant."""
+    erased: Callable[[str, int], None]
+    """No snapshot holds a row of a tenant that was `emptied`; so many were removed."""
 
 
 class Handover:
@@ -65,6 +67,11 @@ class Handover:
 
     def wrote(self, name: str, partition: int, offset: int, rows: int, size: int) -> None:
         """Records from this offset on have been applied to the replica. `size`: their bytes in the log."""
+
+    def emptied(self, name: str, state: PartitionState) -> bool:  # noqa: ARG002
+        """The replica has no row any more, and none in its file. Whether that holds for all copies; else `Applier.erased` is
+        called when it does. `state`: of its partition."""
+        return True
 
     def save(self) -> None:
         """What `wrote` has told is remembered, whatever happens next. Raises StorageUnavailable."""

@@ -1,7 +1,7 @@
 """What people ask of tenants that stopped, and what came of it. Commands write orders, the tenant's applier takes them.
 
     orders   tenant -> release or skip, until it was carried out or refused
-    audit    every stop, order and outcome, in order; nothing is ever taken from it
+    audit    every stop, order and outcome, and every erasure (`appliers.erasure`), in order; nothing is taken from it
 
 Invariants: an order goes in the transaction that writes its outcome, so one that an applier died over is taken up by the
 next; whoever asked stands beside what was done. Carrying out is `appliers.release`.
@@ -27,6 +27,7 @@ CREATE: Final = """
 create table if not exists orders (
   tenant text primary key, action text not null, position text not null, asked_by text not null, asked_ms integer not null
 ) strict;
+create table if not exists erasing (tenant text primary key, partition integer not null) strict;
 create table if not exists audit (
   id integer primary key, at_ms integer not null, tenant text not null, event text not null, by text not null,
   detail text not null
@@ -39,7 +40,7 @@ APPLIER: Final = "applier"
 """Who did what nobody asked for."""
 
 Action = Literal["release", "skip"]
-Event = Literal["stopped", "asked to release", "asked to skip", "released", "stopped again", "refused"]
+Event = Literal["stopped", "asked to release", "asked to skip", "released", "stopped again", "refused", "erased"]
 
 
 class Order(msgspec.Struct, frozen=True):

@@ -24,6 +24,7 @@ import structlog
 
 from appliers.backlog import Backlog
 from appliers.catalog import Catalog
+from appliers.erasure import Erasures
 from appliers.errors import ReplicaLost, StorageUnavailable, StoreUnavailable
 from appliers.follow import Follower
 from appliers.handover import Handover
@@ -63,6 +64,7 @@ class Ownership:
         saving: Saving,
         handover: Handover,
         releases: Releases,
+        erasures: Erasures,
     ) -> None:
         self._partitions = partitions
         self._state = state
@@ -76,6 +78,7 @@ class Ownership:
         self._saving = saving
         self._handover = handover
         self._releases = releases
+        self._erasures = erasures
         self._waiting: dict[int, float] = {}
         """Assigned, and locked by another process: since when."""
         self._not_before = 0.0
@@ -162,6 +165,7 @@ class Ownership:
         for state in found.values():
             self._marks.begin(state)
         self._quarantine.load(ours)
+        self._erasures.load(ours)
         self._replicas.roster.add(self._state.replicas(ours))
         self._follower.load(ours, self._state.followed())
 
@@ -212,6 +216,7 @@ class Ownership:
         self._handover.drop(partitions)
         self._saving.forget(partitions)
         self._replicas.forget(partitions)
+        self._erasures.forget(partitions)
         for partition in partitions:
             self._quarantine.forget(partition)
             self._follower.forget(partition)

@@ -72,9 +72,10 @@ class Releases:
         overrides: Mapping[str, As],
         wake: Callable[[], None],
         open_log: Callable[[], LogReader] | None,
+        released: Callable[[str], None],
     ) -> None:
         """`wake`: makes the loop come round. `open_log`: another reader of its log; without it orders wait for an applier
-        that has one. Raises StorageUnavailable."""
+        that has one. `released` is told of a tenant that goes on. Raises StorageUnavailable."""
         self._partitions = partitions
         self._state = state
         self._replicas = replicas
@@ -82,6 +83,7 @@ class Releases:
         self._handover = handover
         self._overrides = overrides
         self._open_log = open_log
+        self._released = released
         self._log: LogReader | None = None
         self._listener = Listener(state.root, wake) if open_log else None
         self._orders: list[Order] = []
@@ -237,6 +239,7 @@ class Releases:
         what = "without the rows of its transaction" if order.action == "skip" else "with all its rows"
         self._quarantine.end(order, f"{order.position}: {what}; rows applied: {rows:,}")
         self._forget(order)
+        self._released(name)
         log.info("released", tenant=name, action=order.action, rows=rows, by=order.asked_by)
 
     def _stopped(self, current: _Releasing, error: TenantError) -> None:

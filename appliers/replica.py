@@ -2,7 +2,7 @@
 
 The file is an ordinary SQLite database in WAL mode that stock SQLite opens. Beside the source's tables it holds
 
-    _headrace_meta       format, tenant
+    _headrace_meta       format, tenant, rewritten
     _headrace_position   one row: what has been applied (`appliers.position`)
     _headrace_tables     one row a table: the shape it has now
     _headrace_columns    one row a column: its Postgres type, by which `appliers.pgtext` tells what Postgres printed
@@ -32,6 +32,7 @@ from appliers.table import NOTES_PREFIX, Plan, quote
 APPLICATION_ID: Final = 0x48445252  # "HDRR"
 FORMAT: Final = 2
 WAL_KEPT_BYTES: Final = 16 << 20
+_BUSY_TIMEOUT_MS: Final = 10_000
 """How large a replica\'s SQLite WAL may stay once it has been checkpointed and is written from its begin again."""
 
 _CREATE = f"""
@@ -56,7 +57,7 @@ def storage_error(error: apsw.Error, path: Path) -> Exception:
 
 def _prepare(conn: apsw.Connection) -> None:
     """Settings of every writer. One line each, with its reason."""
-    conn.set_busy_timeout(10_000)  # a reader that recovers the WAL after a crash holds a lock for a moment
+    conn.set_busy_timeout(_BUSY_TIMEOUT_MS)  # a reader that recovers the WAL after a crash holds a lock for a moment
     conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # closing must not sync; checkpoints have their own place
     conn.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
     conn.pragma("wal_autocheckpoint", 0)
@@ -196,6 +197,29 @@ def tenant_of(path: Path) -> str | None:
         raise ReplicaForeign("An SQLite database that is not a replica", path=str(path)) from None
     except apsw.Error as error:
         raise storage_error(error, path) from error
+
+
+def rewritten_at(conn: apsw.Connection) -> str | None:
+    """The position as of the last `rewrite`. Raises apsw.Error."""
+    found = conn.execute("select value from _headrace_meta where name = 'rewritten'").get
+    return None if found is None else str(found)
+
+
+def rewrite(conn: apsw.Connection, position: str) -> bool:
+    """Write the file anew, and cut its WAL to nothing; False while a reader holds that up. Raises apsw.Error.
+
+    What a DELETE leaves in pages and in the WAL is gone then (https://www.sqlite.org/lang_vacuum.html)."""
+    if rewritten_at(conn) != position:
+        conn.execute("vacuum")
+        conn.execute("insert or replace into _headrace_meta values ('rewritten', ?)", (position,))
+    conn.set_busy_timeout(0)  # a reader that stays must not hold up the others' records
+    try:
+        conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    except apsw.BusyError:
+        return False
+    finally:
+        conn.set_busy_timeout(_BUSY_TIMEOUT_MS)
+    return True
 
 
 def has_notes(conn: apsw.Connection, plan: Plan) -> bool:

@@ -400,6 +400,34 @@ class State:
                 self._conn.execute("delete from orders where tenant = ?", (tenant,))
                 self.orders.note(tenant, "released", APPLIER, detail)
 
+    def erasing(self, wanted: Iterable[int]) -> list[str]:
+        """Tenants of these partitions whose erasure has begun."""
+        with translated(self._path):
+            rows: list[Any] = self._conn.execute(
+                "select tenant from erasing where partition in (select value from json_each(?))",
+                (msgspec.json.encode(list(wanted)).decode(),),
+            ).fetchall()
+        return [tenant for (tenant,) in rows]
+
+    def is_erasing(self, tenant: str) -> bool:
+        """Whether its erasure has begun."""
+        with translated(self._path):
+            return bool(self._conn.execute("select exists (select 1 from erasing where tenant = ?)", (tenant,)).get)
+
+    def note_erasing(self, tenant: str, partition: int) -> None:
+        """Its erasure begins."""
+        self._write("insert or ignore into erasing values (?, ?)", (tenant, partition))
+
+    def forget_erasing(self, tenant: str) -> None:
+        """It is not erased."""
+        self._write("delete from erasing where tenant = ?", (tenant,))
+
+    def erased(self, tenant: str, detail: str) -> None:
+        """Its erasure is done."""
+        with translated(self._path), self._conn:
+            self._conn.execute("delete from erasing where tenant = ?", (tenant,))
+            self.orders.note(tenant, "erased", APPLIER, detail)
+
     def _write(self, statement: str, values: tuple[Any, ...]) -> None:
         with translated(self._path):
             self._conn.execute(statement, values)

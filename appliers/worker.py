@@ -23,6 +23,7 @@ from appliers.backlog import Backlog
 from appliers.bodies import Bodies
 from appliers.catalog import Catalog
 from appliers.delivery import SHARED_KEY, Delivery
+from appliers.erasure import Erasures
 from appliers.errors import ReplicaLost, TenantError
 from appliers.everybody import Everybody
 from appliers.follow import Follower
@@ -87,6 +88,7 @@ class Worker:
         self._bodies = Bodies(self._partitions)
         self._replicas = Replicas(options, catalog, self._partitions, reader.partitions, handover)
         self._quarantine = Quarantine(self._state, self._partitions, self._let_go, self._copy_afresh)
+        self._erasures = Erasures(self._state, self._replicas, handover, self._stop_tenant, enabled=options.erase)
         self._releases = Releases(
             self._partitions,
             self._state,
@@ -96,6 +98,7 @@ class Worker:
             options.overrides,
             reader.wake,
             open_log,
+            self._erasures.released,
         )
         self._follower = Follower(catalog, self._replicas.names_in)
         self._delivery = Delivery(
@@ -108,6 +111,7 @@ class Worker:
             self._teller,
             min(options.open_transactions, options.warm_replicas),
             handover,
+            self._erasures,
         )
         self._everybody = Everybody(
             self._partitions,
@@ -122,6 +126,7 @@ class Worker:
             self._delivery,
             marks,
             handover,
+            self._erasures,
         )
         self._saving = Saving(
             options,
@@ -133,7 +138,7 @@ class Worker:
             truncates,
             self._follower,
             marks,
-            self._find_exchanged,
+            self._check,
             handover,
         )
         self._ownership = Ownership(
@@ -149,11 +154,18 @@ class Worker:
             self._saving,
             handover,
             self._releases,
+            self._erasures,
         )
         replicas = self._replicas
         handover.join(
             Applier(
-                self._state, reader, replicas.path, replicas.unfinished.__contains__, replicas.discard, self._stop_tenant
+                self._state,
+                reader,
+                replicas.path,
+                replicas.unfinished.__contains__,
+                replicas.discard,
+                self._stop_tenant,
+                self._erasures.finished,
             )
         )
         try:
@@ -192,6 +204,8 @@ class Worker:
                     self._teller.news()
                     self._saving.touched()
                 self._saving.sync()
+                if self._erasures.waits:
+                    self._saving.touched()
                 if self._handover.step(self._saving.floors):
                     self._teller.news()
                     self._saving.touched()
@@ -312,10 +326,12 @@ class Worker:
         if name not in self._quarantine:
             self._quarantine.put_at(name, self._replicas.place(name), error)
 
-    def _find_exchanged(self) -> None:
+    def _check(self) -> None:
+        """A barrier begins, or partitions are about to go."""
         for name in list(self._replicas.exchanged()):
             lost = ReplicaLost("The replica's file was removed or exchanged while it was written")
             self._stop_tenant(name, lost)
+        self._erasures.check()
 
     def _copy_afresh(self, name: str) -> None:
         """A quarantined tenant begins anew."""

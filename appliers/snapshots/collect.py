@@ -6,6 +6,8 @@
     claims      older than the newest, after the grace
 
 The grace covers what is put and not yet named, readers of a manifest that is no longer the newest, and clocks that differ.
+    of a tenant that is erased, all but the newest, at once
+
 Invariant: nothing that the newest manifest names is removed, nor what the owner has put and will name next (`pending`),
 nor anything whose name is not one of ours. The list of objects is read before the manifest: what is named in between is new.
 """
@@ -49,6 +51,17 @@ def collect(store: Store, held: Claim, retention_ms: int, now_ms: int, pending: 
     store.sweep(held.keys.root, now_ms - GRACE_MS)
     sizes = {stored.key: stored.size for stored in objects}
     return Collected(done, sum(sizes[key] for key in done))
+
+
+def erase(store: Store, held: Claim, newest: Manifest, tenant: str) -> list[str]:
+    """Remove every snapshot of a tenant but the one that the newest manifest, which is the owner's, names; whatever its age.
+    Answers which. Raises Fenced, and what the store raises; may then be called again."""
+    kept = newest.tenants.get(tenant)
+    objects = store.list(held.keys.replicas_of(tenant))
+    gone = [stored.key for stored in objects if is_replica(stored.key) and (kept is None or stored.key != kept.key)]
+    claims.check(store, held)
+    store.delete(gone)
+    return gone
 
 
 def removable(

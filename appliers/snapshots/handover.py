@@ -59,11 +59,16 @@ class _Owned:
         self.publisher = publisher
         self.manifest = manifest
         self.dirty = DirtyTenants()
+        self.emptied: set[str] = set()
         self.history: deque[PartitionState] = deque()
         self.running: Future[Outcome] | None = None
         self.due = due
         self.collect_due = due + _COLLECT_S
         self.fenced = False
+
+    def names_due(self, now: float, bounds: Bounds) -> Iterable[str]:
+        """Whose snapshot to take now."""
+        return dict.fromkeys([*self.emptied.intersection(self.dirty.all()), *self.dirty.due(now, bounds)])
 
     @property
     def published_ms(self) -> int:
@@ -204,6 +209,13 @@ class SnapshotHandover(Handover):
         if owned is not None:
             owned.dirty.note(name, offset, rows, size, time.monotonic())
 
+    def emptied(self, name: str, state: PartitionState) -> bool:
+        owned = self._owned.get(state.partition)
+        if owned is not None:
+            owned.emptied.add(name)
+            owned.dirty.note(name, state.offset, 0, 0, time.monotonic())  # also one that was copied with what was deleted
+        return False
+
     def save(self) -> None:
         self._state.save_dirty({partition: owned.dirty.take_changed() for partition, owned in self._owned.items()})
 
@@ -244,7 +256,7 @@ class SnapshotHandover(Handover):
                 continue
             owned.due = now + self._interval_s
             states = states if states is not None else floors()
-            due = [name for name in owned.dirty.due(now, self._bounds) if not self._applier.unfinished(name)]
+            due = [name for name in owned.names_due(now, self._bounds) if not self._applier.unfinished(name)]
             if due or self._is_behind(owned):
                 running = self._rounds.submit(rounds.run, self._store, self._plan(owned, states[partition], due))
                 owned.running = running
@@ -300,6 +312,7 @@ class SnapshotHandover(Handover):
             quarantined,
             self._retention_ms,
             collecting,
+            frozenset(owned.emptied & owned.dirty.taking().keys()),
         )
 
     def _done(self, partition: int, owned: _Owned) -> None:
@@ -323,6 +336,9 @@ class SnapshotHandover(Handover):
             log.warning("no snapshots now", partition=partition, reason=str(outcome.error), hint=outcome.error.hint)
         for name, error in outcome.damaged.items():
             self._applier.stop(name, error)
+        for name, removed in outcome.erased.items():
+            owned.emptied.discard(name)
+            self._applier.erased(name, removed)
 
 
 def _encoded(snapshots: Mapping[str, SnapshotRef]) -> dict[str, bytes]:

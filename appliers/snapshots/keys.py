@@ -55,11 +55,15 @@ class PartitionKeys(NamedTuple):
         """One manifest."""
         return f"{self.manifests}/{epoch:010d}-{version:010d}"
 
+    def replicas_of(self, tenant: str) -> str:
+        """Below it, the tenant's snapshots."""
+        return f"{self.root}/replicas/{encode_name(tenant)}"
+
     def replica(self, tenant: str, position: Position, epoch: int, token: str) -> str:
         """One snapshot of a replica."""
         chunk = position.chunk - FIRST_COPY_CHUNK
         place = f"{position.generation:06d}-{position.commit_lsn:016x}-{chunk:011x}-{epoch:010d}-{token}"
-        return f"{self.root}/replicas/{encode_name(tenant)}/{place}.db.zst"
+        return f"{self.replicas_of(tenant)}/{place}.db.zst"
 
 
 def epoch_of(key: str) -> int | None:

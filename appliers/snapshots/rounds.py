@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from operator import attrgetter
 from pathlib import Path
@@ -22,7 +22,7 @@ import msgspec
 from appliers.errors import Fenced, StorageUnavailable, StoreMisconfigured, StoreUnavailable, TenantError
 from appliers.place import SHARED_NAME
 from appliers.snapshots import publish
-from appliers.snapshots.collect import collect
+from appliers.snapshots.collect import collect, erase
 from appliers.snapshots.copying import take
 from appliers.snapshots.keys import PartitionKeys
 from appliers.snapshots.manifest import Known, Manifest, SnapshotRef, with_snapshots, without_superseded
@@ -56,6 +56,8 @@ class Plan(NamedTuple):
     quarantined: list[Quarantined]
     retention_ms: int
     collecting: bool
+    emptied: frozenset[str]
+    """Tenants of which older snapshots are to go, once they have one without rows."""
 
 
 class Outcome(NamedTuple):
@@ -67,6 +69,8 @@ class Outcome(NamedTuple):
     damaged: dict[str, TenantError]
     error: HeadraceError | None
     freed_bytes: int = 0
+    erased: Mapping[str, int] = {}
+    """Tenants of which no snapshot holds rows any more; how many were removed."""
 
 
 def owner() -> str:
@@ -100,7 +104,11 @@ def run(store: Store, plan: Plan, copiers: Executor | None = None, until: Callab
         if plan.collecting:
             collected = collect(store, publisher.claim, plan.retention_ms, now_ms())
             made, freed = without_superseded(made, collected.removed), collected.freed_bytes
-        return Outcome(publisher, made, frozenset(taken), damaged, None, freed)
+        erased = {}
+        for name in plan.emptied & taken.keys():
+            removed = erase(store, publisher.claim, made, name)
+            made, erased[name] = without_superseded(made, removed), len(removed)
+        return Outcome(publisher, made, frozenset(taken), damaged, None, freed, erased)
     except Fenced as error:
         return Outcome(None, base, frozenset(), damaged, error)
     except (StoreUnavailable, StoreMisconfigured, StorageUnavailable) as error:

@@ -78,12 +78,23 @@ class Fleet:
             writer.commit()
 
     def work(
-        self, partitions: Iterable[int] = range(PARTITIONS), *, batch: int = 20_000, warm: int = 100, open_: int = 500
+        self,
+        partitions: Iterable[int] = range(PARTITIONS),
+        *,
+        batch: int = 20_000,
+        warm: int = 100,
+        open_: int = 500,
+        erase: bool = False,
     ) -> WorkerStatus:
         """Run a worker until it has applied all that the log holds now. `open_`: as `open_transactions`."""
         owned = list(partitions)
         options = WorkerOptions(
-            root=self.root, batch_records=batch, warm_replicas=warm, status_interval_s=0.0, open_transactions=open_
+            root=self.root,
+            batch_records=batch,
+            warm_replicas=warm,
+            status_interval_s=0.0,
+            open_transactions=open_,
+            erase=erase,
         )
         with open_reader(self.config) as reader:
             ends = reader.extents(owned)

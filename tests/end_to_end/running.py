@@ -59,23 +59,28 @@ class Running:
     """A pipeline; as a context manager it runs, and is stopped in order."""
 
     def __init__(self, database: Database, log: LogConfig, root: Path, rules: Sequence[Rule], **relay: Any) -> None:
-        """`relay`: more of RelayOptions; `slot` is otherwise called as the database."""
+        """`relay`: more of RelayOptions; `slot` is otherwise called as the database. With a region in `placement`, tenants
+        that have left are erased."""
         self.conn = database.connect()
         self.root = root
         self.log = log
         options = RelayOptions(
             dsn=database.dsn,
             slot=relay.pop("slot", database.name),
-            publication="headrace",
+            publication=relay.pop("publication", "headrace"),
             progress_interval_s=0.01,
             **relay,
         )
+        region = options.placement.region
         self._status = WorkerStatus()
         self._writer, self._relay_reader = open_writer(log), open_reader(log)
         self._reader = open_reader(log)
-        self._relay = Relay(options, Tenancy(rules), self._writer, self._relay_reader)
+        self._relay = Relay(options, Tenancy(rules, region), self._writer, self._relay_reader)
         partitions = range(self._reader.partitions)
-        self._worker = Worker(WorkerOptions(root=root, status_interval_s=0.01), self._reader, partitions, self._note)
+        worker = WorkerOptions(
+            root=root, status_interval_s=0.01, erase=bool(region), barrier_interval_s=0.1 if region else 5.0
+        )
+        self._worker = Worker(worker, self._reader, partitions, self._note)
         self._stages: list[Stage] = []
 
     def _note(self, status: WorkerStatus) -> None:

@@ -27,6 +27,8 @@ class Site:
     database: Database
     given: dict[str, dict[str, Any]] = field(default_factory=dict)
     tenancy: str = 'table = "public.*"\ncolumn = "tenant"'
+    broker_directory: Path | None = None
+    """Of a broker that is this site's alone."""
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
