@@ -4,10 +4,9 @@
     manifests   never the newest; for the retention one an hour is kept, which says what the state was; before that, within
                 the hour of grace, all: somebody may be reading one
     claims      older than the newest, after the grace
+    a tenant that is erased (`appliers.erasure`): all of its snapshots but the newest, at once
 
 The grace covers what is put and not yet named, readers of a manifest that is no longer the newest, and clocks that differ.
-    of a tenant that is erased, all but the newest, at once
-
 Invariant: nothing that the newest manifest names is removed, nor what the owner has put and will name next (`pending`),
 nor anything whose name is not one of ours. The list of objects is read before the manifest: what is named in between is new.
 """
