@@ -86,8 +86,7 @@ class Erasures:
             self._noted.pop(name, None)
             self._state.forget_erasing(name)  # its rows came back before it was through
             return True
-        begun = name in self._noted or self._state.is_erasing(name)
-        if replica.is_rewritten and not begun:
+        if replica.is_rewritten and not self._state.is_erasing(name):
             return True
         self._state.note_erasing(name, self._replicas.partition(name))
         self._noted[name] = f"no row is left at {replica.position}"

@@ -22,7 +22,7 @@ import msgspec
 from appliers.errors import ReplicaForeign, ReplicasMissing, StateForeign, TenantUnknown
 from appliers.place import SHARED_FILE, SUFFIX, decode_name, partition_directory, replica_path
 from appliers.position import TenantPosition, read_position
-from appliers.replica import recognise, storage_error
+from appliers.replica import open_read_only, recognise, storage_error
 from appliers.state import PartitionState, Quarantined, select_partitions, select_quarantined
 from appliers.state_file import APPLICATION_ID as STATE_ID
 from appliers.table import quote
@@ -31,8 +31,6 @@ from cdc.relation import Column
 from fanout.envelope import Schema
 from fanout.log.interface import partition_of
 from fanout.tenancy import SHARED_TENANT
-
-_BUSY_TIMEOUT_MS = 10_000
 
 
 class ColumnInfo(msgspec.Struct, frozen=True):
@@ -63,18 +61,6 @@ class ReplicaFile(NamedTuple):
     bytes: int
     wal_bytes: int
     """Of what is committed, but not yet moved into the database's own file."""
-
-
-def open_read_only(path: Path) -> apsw.Connection:
-    """A connection that can only read. Raises ReplicaForeign, ReplicaCorrupt, StorageUnavailable."""
-    try:
-        conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        conn.set_busy_timeout(_BUSY_TIMEOUT_MS)  # the first reader after a crash recovers the WAL, and others wait for it
-        conn.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
-        conn.pragma("query_only", True)
-    except apsw.Error as error:
-        raise storage_error(error, path) from error
-    return conn
 
 
 class ReplicaReader:

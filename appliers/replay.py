@@ -27,8 +27,7 @@ from appliers.attempt import attempt
 from appliers.catalog import Catalog
 from appliers.checkpoint import Checkpointer
 from appliers.position import read_position
-from appliers.reader import open_read_only
-from appliers.replica import Template
+from appliers.replica import Template, open_read_only
 from appliers.truncates import Truncates, finish
 from appliers.window import Copied, Window
 from fanout import envelope

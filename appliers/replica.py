@@ -181,13 +181,26 @@ def _create(path: Path, content: bytes) -> None:
     temporary.rename(path)
 
 
+def open_read_only(path: Path) -> apsw.Connection:
+    """A connection that can only read. Raises ReplicaForeign, ReplicaCorrupt, StorageUnavailable."""
+    try:
+        conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        # the first reader after a crash recovers the WAL, a writer that closes the file last locks it: others wait for them
+        conn.set_busy_timeout(_BUSY_TIMEOUT_MS)
+        conn.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+        conn.pragma("query_only", True)
+    except apsw.Error as error:
+        raise storage_error(error, path) from error
+    return conn
+
+
 def tenant_of(path: Path) -> str | None:
     """The tenant that a replica's file says it is; None before its first commit.
 
     Raises ReplicaForeign, ReplicaCorrupt, StorageUnavailable.
     """
     try:
-        conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        conn = open_read_only(path)
         try:
             found = conn.execute("select value from _headrace_meta where name = 'tenant'").get
             return None if found is None else str(found)

@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 
 from appliers.place import replica_path
-from appliers.reader import open_read_only
+from appliers.replica import open_read_only
 from benchmarks import workload
 from benchmarks.pipeline import Pipeline
 from benchmarks.report import Measurement, Report

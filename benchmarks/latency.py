@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 import psycopg
 
-from appliers.reader import open_read_only
+from appliers.replica import open_read_only
 from benchmarks import workload
 from benchmarks.latency_sides import Watched, WatchRequest, WriteRequest, Written
 from benchmarks.pipeline import Pipeline

@@ -24,7 +24,7 @@ from typing import Any, Final
 import msgspec
 
 from appliers.place import replica_path
-from appliers.reader import open_read_only
+from appliers.replica import open_read_only
 from benchmarks.workload import PARTITIONS
 from cdc.connection import connect
 

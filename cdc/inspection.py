@@ -6,6 +6,7 @@ what stands in the relay's way stands in the way here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from cdc.connection import connect, connect_replication, translated
 from cdc.ddl_trigger import TriggerState, inspect_trigger
 from cdc.errors import SourceError
 from cdc.relation import ReplicaIdentity
+from cdc.row_filters import RowFilter, read_filters
 from cdc.slot import Slot, SystemIdentity, identify_system, inspect_slot
 
 
@@ -117,6 +119,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     tables: tuple[Table, ...]
     """Every table but the system's, whether published or not."""
     trigger: TriggerState = TriggerState.MISSING
+    filters: Mapping[tuple[str, str], RowFilter] = {}
+    """(schema, table) -> the row filter that the publication has."""
 
 
 _SERVER = """
@@ -211,6 +215,7 @@ def inspect_source(dsn: str, slot: str, publication: str) -> Source:
             slot=inspect_slot(conn, slot),
             tables=tuple(read_tables(conn, publication)),
             trigger=inspect_trigger(conn, publication),
+            filters=read_filters(conn, publication),
         )
     try:
         with connect_replication(dsn, application_name="headrace-check") as replication:

@@ -21,7 +21,7 @@ from cdc.errors import HeadraceError, SlotInUse
 from cdc.inspection import Publication, Source, Table, find_publication, inspect_source, read_tables
 from cdc.preflight import OPERATIONS, Finding, Severity, error, identifier, ok, source_findings
 from cdc.publication import add_tables, create_publication, set_tables
-from cdc.row_filters import RowFilter, note_filters, read_filters
+from cdc.row_filters import note_filters, read_filters
 from cdc.slot import SlotState, inspect_slot
 from fanout.errors import LogMissing, PartitionCountChanged, TenantColumnMissing
 from fanout.log import open_reader
@@ -75,9 +75,10 @@ def _findings(config: Config) -> Iterator[Finding]:
         tenancy, placement = Tenancy(config.tenancy), config.placement
         published = tuple(table for table in source.tables if table.published)
         yield from source_findings(source, published or wanted_tables(tenancy, source.tables, placement))
-        told = _trigger(config) is TriggerState.CURRENT
-        filters = _filters(config) if placement else {}
-        yield from table_findings(config.tenancy, source.tables, partitions_told=told, placement=placement, filters=filters)
+        told = source.trigger is TriggerState.CURRENT
+        yield from table_findings(
+            config.tenancy, source.tables, partitions_told=told, placement=placement, filters=source.filters
+        )
     state: LogState | None = None
     try:
         state = _log_state(config)
@@ -89,18 +90,6 @@ def _findings(config: Config) -> Iterator[Finding]:
             yield _start(state or LogState(), source)
         if state is not None:
             yield from snapshot_findings(config)
-
-
-def _trigger(config: Config) -> TriggerState:
-    """The state of the event trigger. Raises SourceError."""
-    with connect(config.dsn(), application_name="headrace-check") as conn:
-        return inspect_trigger(conn, config.source.publication)
-
-
-def _filters(config: Config) -> dict[tuple[str, str], RowFilter]:
-    """The publication's row filters. Raises SourceError."""
-    with connect(config.dsn(), application_name="headrace-check") as conn:
-        return read_filters(conn, config.source.publication)
 
 
 def _log_state(config: Config) -> LogState | None:

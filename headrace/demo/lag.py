@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 import apsw
 
 from appliers.place import replica_path
-from appliers.reader import open_read_only
+from appliers.replica import open_read_only
 from cdc.errors import HeadraceError
 from cdc.lsn import Lsn
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import apsw
 
 from appliers.place import replica_path
-from appliers.reader import open_read_only
+from appliers.replica import open_read_only
 
 
 class UseCase(NamedTuple):

@@ -19,8 +19,7 @@ from psycopg import sql
 
 from appliers.pgtext import columns_of, rows_as_text
 from appliers.place import replica_files, replica_path
-from appliers.reader import open_read_only
-from appliers.replica import tenant_of
+from appliers.replica import open_read_only, tenant_of
 
 Row: TypeAlias = tuple[str | None, ...]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from appliers.place import replica_path
-from appliers.reader import open_read_only
+from appliers.replica import open_read_only
 from appliers.state import PartitionState, State
 from appliers.worker import Worker, WorkerOptions, WorkerStatus
 from cdc.pgoutput import UNCHANGED, Row

@@ -9,8 +9,7 @@ from typing import Any
 
 from appliers.apply import Numbered, Replica
 from appliers.catalog import Catalog
-from appliers.reader import open_read_only
-from appliers.replica import Template
+from appliers.replica import Template, open_read_only
 from cdc.facts import Index, TableFacts
 from cdc.pgoutput import Row
 from cdc.relation import Column, Relation, ReplicaIdentity

@@ -13,8 +13,8 @@ import pytest
 from appliers.apply import Replica
 from appliers.errors import ReplicaForeign, ReplicasMissing, StateForeign, TenantUnknown
 from appliers.place import encode_name, replica_path
-from appliers.reader import Directory, ReplicaReader, open_read_only, type_text
-from appliers.replica import Template, open_writer, tenant_of
+from appliers.reader import Directory, ReplicaReader, type_text
+from appliers.replica import Template, open_read_only, open_writer, tenant_of
 from appliers.state import State
 from cdc.facts import Index
 from fanout.envelope import Op, Position

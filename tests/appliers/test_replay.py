@@ -20,9 +20,9 @@ from appliers.errors import (
     TenantUnknown,
 )
 from appliers.place import SHARED_FILE, replica_path
-from appliers.reader import open_read_only
 from appliers.rebuild import Request, rebuild, rebuild_tenant
 from appliers.replay import Reached
+from appliers.replica import open_read_only
 from appliers.state import Quarantined, State, lock_partition
 from appliers.worker import WorkerOptions, WorkerStatus
 from fanout import envelope

@@ -14,7 +14,7 @@ from typing import Any, Self
 import msgspec
 
 from appliers.place import SHARED_FILE, replica_path
-from appliers.reader import open_read_only
+from appliers.replica import open_read_only
 from appliers.worker import Held, Worker, WorkerOptions, WorkerStatus
 from cdc.lsn import parse_lsn
 from fanout.log import LogConfig, open_reader, open_writer

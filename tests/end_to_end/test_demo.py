@@ -16,7 +16,7 @@ import apsw
 import pytest
 
 from appliers.place import replica_path
-from appliers.reader import open_read_only
+from appliers.replica import open_read_only
 from headrace.demo.source import make_server, tenant_name
 from headrace.local_postgres import find_installations
 from headrace.status_file import read_processes

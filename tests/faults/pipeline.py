@@ -20,7 +20,7 @@ import apsw
 import msgspec
 import psycopg
 
-from appliers.reader import open_read_only
+from appliers.replica import open_read_only
 from cdc.lsn import Lsn, parse_lsn
 from fanout import envelope
 from fanout.envelope import Changes, Envelope

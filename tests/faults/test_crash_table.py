@@ -13,7 +13,7 @@ from collections.abc import Callable
 import apsw
 import pytest
 
-from appliers.reader import open_read_only
+from appliers.replica import open_read_only
 from fanout.log import LogConfig
 from tests.conftest import Database
 from tests.end_to_end.oracle import replicas_in, wait_until

@@ -22,7 +22,7 @@ import apsw
 import pytest
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from appliers.reader import open_read_only
+from appliers.replica import open_read_only
 from fanout.log import LogConfig
 from tests.conftest import Database
 from tests.end_to_end.oracle import TornWatcher, assert_replicas_equal, wait_until
