@@ -8,6 +8,7 @@ alone. An id too long for a file name is `==` and its SHA-256; the replica itsel
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -20,10 +21,13 @@ SHARED_NAME: Final = "\0"
 """Stands for the shared replica where tenants are named: no tenant id holds a NUL."""
 _PLAIN: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_")
 _LONGEST: Final = 200
+_ALL_PLAIN: Final = re.compile(rf"[a-z0-9-][a-z0-9_-]{{0,{_LONGEST - 1}}}")
 
 
 def encode_name(tenant: str) -> str:
     """Tenant id -> file name without its suffix."""
+    if _ALL_PLAIN.fullmatch(tenant):
+        return tenant
     name = "".join(
         chr(byte) if byte in _PLAIN and (number or byte != ord("_")) else f"={byte:02x}"
         for number, byte in enumerate(tenant.encode())
@@ -64,3 +68,11 @@ def replica_files(root: Path, partition: int) -> Iterator[Path]:
     directory = partition_directory(root, partition)
     if directory.is_dir():
         yield from (path for path in directory.iterdir() if path.name.endswith(SUFFIX))
+
+
+def is_missing(path: Path) -> bool:
+    """Whether there is no file, or nothing in it."""
+    try:
+        return path.stat().st_size == 0
+    except FileNotFoundError:
+        return True

@@ -26,14 +26,14 @@ import apsw
 from appliers import migration, position, types
 from appliers.catalog import Catalog
 from appliers.errors import ReplicaCorrupt, ReplicaForeign, SchemaDrift, StorageUnavailable
-from appliers.place import SUFFIX
+from appliers.place import SUFFIX, is_missing
 from appliers.table import NOTES_PREFIX, Plan, quote
 
 APPLICATION_ID: Final = 0x48445252  # "HDRR"
 FORMAT: Final = 2
 WAL_KEPT_BYTES: Final = 16 << 20
+"""How large a replica's SQLite WAL may stay once it has been checkpointed and is written from its begin again."""
 _BUSY_TIMEOUT_MS: Final = 10_000
-"""How large a replica\'s SQLite WAL may stay once it has been checkpointed and is written from its begin again."""
 
 _CREATE = f"""
 create table _headrace_meta (name text primary key, value text not null) strict, without rowid;
@@ -60,7 +60,7 @@ def _prepare(conn: apsw.Connection) -> None:
     conn.set_busy_timeout(_BUSY_TIMEOUT_MS)  # a reader that recovers the WAL after a crash holds a lock for a moment
     conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # closing must not sync; checkpoints have their own place
     conn.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
-    conn.pragma("wal_autocheckpoint", 0)
+    conn.wal_autocheckpoint(0)
     conn.pragma("journal_size_limit", WAL_KEPT_BYTES)  # a large transaction's WAL would keep its size for ever
     conn.pragma("cache_size", -80)  # KiB: it multiplies by the number of warm replicas
     conn.pragma("temp_store", "memory")
@@ -114,7 +114,7 @@ def open_writer(path: Path, tenant: str, template: Template) -> Writer:
     Raises ReplicaForeign (not ours, or another tenant's), ReplicaCorrupt, StorageUnavailable.
     """
     try:
-        new = not path.exists() or path.stat().st_size == 0
+        new = is_missing(path)
         if new:
             _create(path, template.content())
         conn = apsw.Connection(str(path), statementcachesize=24)

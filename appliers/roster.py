@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from appliers.errors import ReplicaLost
+from appliers.place import is_missing
 
 
 class Roster:
@@ -28,7 +29,7 @@ class Roster:
 
     def require(self, name: str, generation: int, path: Path) -> None:
         """Raises ReplicaLost when the replica was there in this generation and is not, or is empty."""
-        if self._known.get(name) == generation and not (path.exists() and path.stat().st_size):
+        if self._known.get(name) == generation and is_missing(path):
             raise ReplicaLost("The replica's file is gone, and the rows that were in it", path=str(path))
 
     def note(self, name: str, generation: int) -> None:

@@ -1,4 +1,4 @@
-"""Warm replicas: bounded, least recently used first, and never one with half a transaction."""
+"""Warm replicas: bounded, those that are asked for again kept longest, and never one with half a transaction closed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Opened:
         self.directory = directory
         self.catalog = catalog_of(schema(ITEMS))
         self.events: list[str] = []
-        self.pool = Pool(2, self.open, lambda replica: self.events.append(f"-{replica.tenant}"))
+        self.pool = Pool(3, self.open, lambda replica: self.events.append(f"-{replica.tenant}"))
 
     def open(self, tenant: str) -> Replica:
         self.events.append(f"+{tenant}")
@@ -31,20 +31,42 @@ class Opened:
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[Opened]:
-    """A pool of two."""
+    """A pool of three: one on trial and two kept."""
     made = Opened(tmp_path)
     yield made
     made.pool.close()
 
 
-def test_the_least_recently_used_one_goes_first(opened: Opened) -> None:
-    """A warm replica is handed out again; a third makes room by closing the one not asked for longest."""
+def test_what_is_asked_for_again_is_kept_and_the_least_recently_used_goes_first(opened: Opened) -> None:
+    """A warm replica is handed out again; a third that is to be kept closes the one not asked for longest."""
     first = opened.pool.get("a")
-    opened.pool.get("b")
     assert opened.pool.get("a") is first
-    opened.pool.get("c")
-    assert opened.events == ["+a", "+b", "-b", "+c"]
-    assert [name for name, _ in opened.pool.items()] == ["a", "c"]
+    for tenant in ("b", "b", "a", "c", "c"):
+        opened.pool.get(tenant)
+    assert opened.pool.get("a") is first
+    assert opened.events == ["+a", "+b", "+c", "-b"]
+
+
+def test_many_that_are_asked_for_once_drive_no_other_out(opened: Opened) -> None:
+    """Each takes the one place on trial; the kept one stays, and one that comes back soon is kept too."""
+    first = opened.pool.get("a")
+    opened.pool.get("a")
+    for number in range(10):
+        opened.pool.get(f"once-{number}")
+        assert len(opened.pool) == 2
+    assert opened.pool.get("a") is first
+    opened.pool.get("once-8")
+    opened.pool.get("other")
+    assert {name for name, _ in opened.pool.items()} == {"a", "once-8", "other"}
+
+
+def test_one_that_comes_back_much_later_is_on_trial_again(opened: Opened) -> None:
+    """As many names are remembered as may be warm."""
+    for number in range(10):
+        opened.pool.get(f"once-{number}")
+    opened.pool.get("once-0")
+    opened.pool.get("other")
+    assert [name for name, _ in opened.pool.items()] == ["other"]
 
 
 def test_one_with_an_open_transaction_is_kept(opened: Opened) -> None:
@@ -54,7 +76,7 @@ def test_one_with_an_open_transaction_is_kept(opened: Opened) -> None:
         opened.pool.get(tenant).apply(numbered(half), ready=True)
     opened.pool.get("c")
     assert len(opened.pool) == 3
-    opened.pool.get("a").apply(numbered(changes(10, chunk=1)), ready=True)
+    opened.pool.warm("a").apply(numbered(changes(10, chunk=1)), ready=True)  # type: ignore[union-attr]
     opened.pool.get("d")
     assert {replica.tenant for _, replica in opened.pool.items()} == {"b", "d"}
 
