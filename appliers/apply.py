@@ -24,7 +24,7 @@ from typing import NamedTuple
 import apsw
 import msgspec
 
-from appliers import migration, position, replica
+from appliers import migration, position, replica, versions
 from appliers.catalog import Catalog
 from appliers.errors import PositionGap, RecordRefused
 from appliers.missing import Missing
@@ -110,21 +110,13 @@ class Replica:
         """`Catalog.drops` when this replica last had no table that is no more."""
         self._at = (0, 0)
         """(generation, commit_lsn) of the record at hand."""
-        self._file = self._file_now()
+        self._file = versions.number_of(path)
         self._reload()
-
-    def _file_now(self) -> tuple[int, int] | None:
-        """What tells the file at our path from another one put there."""
-        try:
-            found = self.path.stat()
-        except FileNotFoundError:
-            return None
-        return found.st_dev, found.st_ino
 
     @property
     def in_place(self) -> bool:
         """Whether the file that we write is the one that readers open."""
-        return self._file_now() == self._file
+        return versions.number_of(self.path) == self._file
 
     def _reload(self) -> None:
         found = position.read_position(self._conn)
@@ -372,6 +364,19 @@ class Replica:
             oids = here if digests is None else [self._catalog.plan(digest).relation.oid for digest in digests]
             names = [here[oid].name for oid in oids if oid in here]
             return any(self._conn.execute(f"select exists (select 1 from {quote(name)})").get for name in names)
+
+    @property
+    def connection(self) -> apsw.Connection:
+        """What it is written through."""
+        return self._conn
+
+    def cut_wal(self) -> bool:
+        """Move all of the WAL into the database and cut it to nothing; False while a reader holds that up. Not in the midst
+        of a transaction. Raises as `apply`."""
+        with self._rolled_back():
+            done = replica.cut_wal(self._conn)
+            self.wal_pages = 0 if done else self.wal_pages
+            return done
 
     @property
     def is_rewritten(self) -> bool:

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from appliers import versions
 from appliers.errors import StorageUnavailable
 from cdc import failpoints
 
@@ -37,7 +38,7 @@ def sync_file_system(directory: Path) -> None:
 
 def sync_replica(path: Path) -> None:
     """Make one replica durable: its file, its WAL and their names. Raises StorageUnavailable."""
-    for part in (path, path.with_name(path.name + "-wal"), path.parent):
+    for part in (path, versions.wal_of(path), path.parent):
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
             try:

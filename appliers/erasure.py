@@ -90,7 +90,7 @@ class Erasures:
             return True
         self._state.note_erasing(name, self._replicas.partition(name))
         self._noted[name] = f"no row is left at {replica.position}"
-        if not replica.rewrite():
+        if not replica.rewrite() or self._replicas.renewals.is_read(replica.path):
             return False  # somebody reads it at this moment
         if self._handover.emptied(name, self._replicas.place(name)):
             self.finished(name, 0)

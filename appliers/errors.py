@@ -5,6 +5,7 @@ ApplyError
     RowMissing PositionGap SchemaDrift ReplicaCorrupt ReplicaForeign ReplicaLost RecordRefused SnapshotDamaged
   StorageUnavailable       (retry) disk full, I/O error, no descriptors: nobody's fault, nothing is lost
   StoreUnavailable         (retry) the same of the object store
+  ReplicaReplaced          (retry) the file that is open is not the replica any more
   PartitionInUse StateForeign ReplicasMissing TenantUnknown
   ReplayError              the log cannot be replayed as asked
     StartUncovered PointTooEarly ReplicasAhead
@@ -84,6 +85,13 @@ class StorageUnavailable(ApplyError):
 
     disposition = Disposition.RETRY
     default_hint = "Free space on the file system of `replicas.path`; the applier goes on by itself."
+
+
+class ReplicaReplaced(ApplyError):
+    """The replica goes on in a new file, as somebody read from this one for so long that its WAL outgrew it (R16)."""
+
+    disposition = Disposition.RETRY
+    default_hint = "Open the replica again; and let no transaction on a replica stay open for long."
 
 
 class PartitionInUse(ApplyError):

@@ -22,13 +22,15 @@ from typing import Final
 
 import structlog
 
+from appliers import versions
 from appliers.backlog import Backlog
 from appliers.catalog import Catalog
 from appliers.erasure import Erasures
-from appliers.errors import ReplicaLost, StorageUnavailable, StoreUnavailable
+from appliers.errors import Fenced, ReplicaLost, StorageUnavailable, StoreUnavailable
 from appliers.follow import Follower
 from appliers.handover import Handover
 from appliers.marks import Marks
+from appliers.place import partition_directory
 from appliers.quarantine import Quarantine
 from appliers.release import Releases
 from appliers.replicas import Replicas
@@ -42,7 +44,8 @@ log = structlog.get_logger("applier")
 _LOCK_PAUSE_S: Final = 0.05
 """Between two looks at a lock that another process holds: the system tells nobody when it is let go."""
 _TAKE_PAUSE_S: Final = 2.0
-"""Before a partition is asked for again whose snapshots cannot be reached."""
+"""Before a partition is asked for again whose snapshots cannot be reached, or that another one has claimed at this moment:
+by then the group has told which of the two has it."""
 _LOCK_PATIENCE_S: Final = 10.0
 """Before a lock that is still held is worth a line of log: its holder has been stopped, or is not of the group."""
 
@@ -150,7 +153,7 @@ class Ownership:
         for partition, state in self._state.partitions(free).items():
             try:
                 taken[partition] = self._handover.take(state)
-            except (StoreUnavailable, StorageUnavailable) as error:
+            except (StoreUnavailable, StorageUnavailable, Fenced) as error:
                 self._state.disown(partition)
                 self._not_before = time.monotonic() + _TAKE_PAUSE_S
                 log.warning("a partition cannot be taken yet", partition=partition, reason=str(error), hint=error.hint)
@@ -159,6 +162,8 @@ class Ownership:
     def _load(self, states: Iterable[PartitionState]) -> None:
         found = {state.partition: state for state in states}
         ours = list(found)
+        for partition in ours:
+            versions.remove_leftovers(partition_directory(self._state.root, partition))
         # another applier of this directory may have read on in the log, and told the state alone
         self._state.load_catalog(self._catalog)
         self._partitions.update(found)

@@ -69,9 +69,13 @@ class Pool:
                 if len(self._remembered) > self._limit:
                     self._remembered.popitem(last=False)
 
+    def release(self, tenant: str) -> Replica | None:
+        """Let one go as it is, open: it is the caller's."""
+        return self._kept.pop(tenant, None) or self._trial.pop(tenant, None)
+
     def discard(self, tenant: str) -> None:
         """Close one, warm or not."""
-        replica = self._kept.pop(tenant, None) or self._trial.pop(tenant, None)
+        replica = self.release(tenant)
         if replica is not None:
             self._on_close(replica)
             replica.close()

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, Self
 import apsw
 import msgspec
 
-from appliers.errors import ReplicaForeign, ReplicasMissing, StateForeign, TenantUnknown
+from appliers import versions
+from appliers.errors import ReplicaForeign, ReplicaReplaced, ReplicasMissing, StateForeign, TenantUnknown
 from appliers.place import SHARED_FILE, SUFFIX, decode_name, partition_directory, replica_path
 from appliers.position import TenantPosition, read_position
 from appliers.replica import open_read_only, recognise, storage_error
@@ -70,12 +71,21 @@ class ReplicaReader:
         """Raises ReplicaForeign (not ours, or another tenant's), ReplicaCorrupt, StorageUnavailable."""
         self.path = path
         self.tenant = tenant
-        self.connection = open_read_only(path)
+        self._file = versions.number_of(path)
         try:
-            recognise(self.connection, path, tenant)
+            self.connection = self._opened()
+        except ReplicaReplaced:  # between our opening and our reading of it
+            self._file = versions.number_of(path)
+            self.connection = self._opened()
+
+    def _opened(self) -> apsw.Connection:
+        connection = open_read_only(self.path)
+        try:
+            recognise(connection, self.path, self.tenant)
         except BaseException as error:
-            self.connection.close()
-            raise storage_error(error, path) if isinstance(error, apsw.Error) else error from error
+            connection.close()
+            raise storage_error(error, self.path) if isinstance(error, apsw.Error) else error from error
+        return connection
 
     def __enter__(self) -> Self:
         return self
@@ -85,10 +95,14 @@ class ReplicaReader:
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Self]:
-        """What is asked within is answered as of one commit. Raises ReplicaCorrupt, StorageUnavailable."""
+        """What is asked within is answered as of one commit. Raises ReplicaReplaced (open it again), ReplicaCorrupt,
+        StorageUnavailable."""
         try:
             self.connection.execute("begin")
             try:
+                recognise(self.connection, self.path, self.tenant)
+                if versions.number_of(self.path) != self._file:
+                    raise ReplicaReplaced("Another file has the replica's name", path=str(self.path))
                 yield self
             finally:
                 self.connection.execute("rollback")
@@ -222,7 +236,8 @@ class Directory:
             if name.endswith(SUFFIX):
                 with contextlib.suppress(ValueError):
                     tenant = decode_name(name.removesuffix(SUFFIX))
-                    yield ReplicaFile(tenant, partition, directory / name, size, sizes.get(f"{name}-wal", 0))
+                    path = directory / name
+                    yield ReplicaFile(tenant, partition, path, size, sizes.get(versions.wal_of(path).name, 0))
 
 
 def _rows(cursor: apsw.Cursor) -> list[tuple[Any, ...]]:

@@ -23,13 +23,15 @@ from typing import Final, NamedTuple
 
 import apsw
 
-from appliers import migration, position, types
+from appliers import migration, position, types, versions
 from appliers.catalog import Catalog
-from appliers.errors import ReplicaCorrupt, ReplicaForeign, SchemaDrift, StorageUnavailable
+from appliers.errors import ReplicaCorrupt, ReplicaForeign, ReplicaReplaced, SchemaDrift, StorageUnavailable
 from appliers.place import SUFFIX, is_missing
 from appliers.table import NOTES_PREFIX, Plan, quote
 
 APPLICATION_ID: Final = 0x48445252  # "HDRR"
+_REPLACED_ID: Final = 0x48445258  # "HDRX"
+_REPLACED: Final = "this replica was replaced, open it again"
 FORMAT: Final = 2
 WAL_KEPT_BYTES: Final = 16 << 20
 """How large a replica's SQLite WAL may stay once it has been checkpointed and is written from its begin again."""
@@ -159,9 +161,13 @@ def settle(conn: apsw.Connection) -> None:
 def recognise(conn: apsw.Connection, path: Path, tenant: str) -> bool:
     """Whether the replica says that it is the tenant's; False when it does not say whose it is yet.
 
-    Raises ReplicaForeign for another tenant's, or not a replica; apsw.Error when it cannot be read.
+    Raises ReplicaForeign for another tenant's, or not a replica; ReplicaReplaced for a file that was the replica until
+    after it was opened; apsw.Error when it cannot be read.
     """
-    if conn.pragma("application_id") != APPLICATION_ID:
+    application_id = conn.pragma("application_id")
+    if application_id == _REPLACED_ID:
+        raise ReplicaReplaced("The replica was put into a new file", path=str(path))
+    if application_id != APPLICATION_ID:
         raise ReplicaForeign("An SQLite database that is not a replica", path=str(path))
     if conn.pragma("user_version") != FORMAT:
         hint = "Move it away; `headrace relay --new-generation` copies afresh."
@@ -176,8 +182,7 @@ def _create(path: Path, content: bytes) -> None:
     # whole or not at all, as the file's name appears last; durable with the next barrier, like all that follows
     temporary = path.with_suffix(f".{os.getpid()}.new")
     temporary.write_bytes(content)
-    for leftover in (path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
-        leftover.unlink(missing_ok=True)
+    versions.remove(path)
     temporary.rename(path)
 
 
@@ -225,6 +230,23 @@ def rewrite(conn: apsw.Connection, position: str) -> bool:
     if rewritten_at(conn) != position:
         conn.execute("vacuum")
         conn.execute("insert or replace into _headrace_meta values ('rewritten', ?)", (position,))
+    return cut_wal(conn)
+
+
+def retire(conn: apsw.Connection) -> None:
+    """Say in a replica's file that another has its name: whoever reads from it, once its transaction is over, is told to
+    open the replica again. Raises apsw.Error."""
+    with conn:
+        conn.pragma("application_id", _REPLACED_ID)
+        names = [shape.name for shape in migration.shapes(conn).values()]
+        for name in names:
+            conn.execute(f"alter table {quote(name)} rename to {quote(f'_headrace_replaced_{name}')}")
+        for name in names:  # behind all of the others: a table cannot be renamed beside a view of nothing
+            conn.execute(f"create view {quote(name)} as select * from main.{quote(_REPLACED)}")
+
+
+def cut_wal(conn: apsw.Connection) -> bool:
+    """Move all of the WAL into the database and cut it to nothing; False while a reader holds that up. Raises apsw.Error."""
     conn.set_busy_timeout(0)  # a reader that stays must not hold up the others' records
     try:
         conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)

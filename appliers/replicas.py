@@ -28,6 +28,7 @@ from appliers.place import (
     replica_path,
 )
 from appliers.pool import Pool
+from appliers.renewal import Renewals
 from appliers.replica import Template
 from appliers.roster import Roster
 from appliers.settings import WorkerOptions
@@ -60,7 +61,9 @@ class Replicas:
         self.roster = Roster({})
         self.unfinished: set[str] = set()
         """Those that have a part of a transaction, open."""
-        self.checkpointer = Checkpointer()
+        self.checkpointer = Checkpointer(options.wal_pages)
+        self.renewals = Renewals()
+        self._outgrown: set[str] = set()
         self.pool = Pool(options.warm_replicas, self.open, self.closing)
         self._templates = {shared: Template(options.root, catalog, shared=shared) for shared in (False, True)}
 
@@ -136,6 +139,7 @@ class Replicas:
     def closing(self, replica: Replica) -> None:
         """It is about to be closed. A WAL of a few pages stays: the next commit goes on in it, where after a checkpoint it
         would begin it anew, which costs a sync."""
+        self.renewals.closing(replica)
         if replica.wal_pages > _FEW_PAGES:
             self.checkpointer.put(replica.path)
 
@@ -147,6 +151,26 @@ class Replicas:
             self.unfinished.discard(name)
         if replica.wal_pages > self._checkpoint_pages:
             self.checkpointer.put(replica.path)
+            if name != SHARED_NAME and (self.renewals.filling(name) or self.checkpointer.outgrown(replica.path)):
+                self._outgrown.add(name)
+
+    def take_outgrown(self) -> set[str]:
+        """Those that were written and have too large a WAL: for `renew`, when nobody uses them."""
+        taken, self._outgrown = self._outgrown, set()
+        return taken
+
+    def renew(self, name: str) -> None:
+        """Cut a replica's WAL; when a reader holds that up, it gets another file, bit by bit. Raises TenantError,
+        StorageUnavailable."""
+        replica = self.pool.warm(name)
+        if replica is None or replica.open_offsets:
+            return
+        if not self.renewals.filling(name) and replica.cut_wal():
+            self.checkpointer.renewed(replica.path)
+        elif self.renewals.fill(name, replica):
+            self.pool.release(name)
+            self.renewals.exchange(name)
+            self.checkpointer.renewed(replica.path)
 
     def discard(self, name: str) -> None:
         """Close it, warm or not; what is not whole is rolled back."""
@@ -171,8 +195,10 @@ class Replicas:
         for name in warm:
             if self.partition(name) in gone or (last and name == SHARED_NAME):
                 self.discard(name)
-        for partition in gone:
-            self.checkpointer.forget(partition_directory(self._root, partition))
+        directories = [partition_directory(self._root, partition) for partition in gone]
+        self.renewals.leave(directories)
+        for directory in directories:
+            self.checkpointer.forget(directory)
 
     def forget(self, partitions: Iterable[int]) -> None:
         """These are ours no more, nor is it ours to say which replicas there must be in them."""
@@ -182,4 +208,5 @@ class Replicas:
     def close(self) -> None:
         """Close all."""
         self.pool.close()
+        self.renewals.close()
         self.checkpointer.close()

@@ -21,6 +21,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     barrier_interval_s: float = 5.0
     status_interval_s: float = 1.0
     checkpoint_pages: int = 1000
+    wal_pages: int = 16_384
+    """How large the SQLite WAL of a replica may be while a reader holds it, of one that is not larger itself."""
     open_transactions: int = 500
     """Most tenants that may have a part of a large transaction in their replica, open; others' waits on disk."""
     erase: bool = False

@@ -204,7 +204,7 @@ class Worker:
                     self._teller.news()
                     self._saving.touched()
                 self._saving.sync()
-                if self._erasures.waits:
+                if self._erasures.waits or self._replicas.renewals.waits:
                     self._saving.touched()
                 if self._handover.step(self._saving.floors):
                     self._teller.news()
@@ -277,6 +277,7 @@ class Worker:
         failpoints.hit("applier.2-grouped")
         self._delivery.apply(groups)
         failpoints.hit("applier.3-applied")
+        self._renew()
         for partition, offset in reached.items():
             self._partitions[partition].offset = offset
         for record, said in progress:
@@ -287,6 +288,13 @@ class Worker:
         self.status.records += len(records)
         self._teller.news()
         self._saving.touched()
+
+    def _renew(self) -> None:
+        for name in self._replicas.take_outgrown():
+            try:
+                self._replicas.renew(name)
+            except TenantError as error:
+                self._quarantine.put_at(name, self._replicas.place(name), error)
 
     # --- replicas without records ---
 
@@ -331,6 +339,7 @@ class Worker:
         for name in list(self._replicas.exchanged()):
             lost = ReplicaLost("The replica's file was removed or exchanged while it was written")
             self._stop_tenant(name, lost)
+        self._replicas.renewals.sweep()
         self._erasures.check()
 
     def _copy_afresh(self, name: str) -> None:

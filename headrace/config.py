@@ -89,6 +89,9 @@ class ApplyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How often replicas are made durable and the offsets behind them saved: what a power cut makes it read again."""
     checkpoint_pages: Count = 1000
     """A replica whose SQLite WAL has more pages than this (4 KB each) is checkpointed, in the background."""
+    wal_pages: Count = 16_384
+    """A replica whose WAL has more pages than this and than itself, because somebody has a transaction open on it, goes on
+    in a new file; that reader is told to open it again."""
 
 
 class SnapshotsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -176,6 +176,7 @@ def _options(config: Config, root: Path) -> WorkerOptions:
         batch_bytes=config.apply.batch_bytes,
         barrier_interval_s=config.apply.barrier_interval_s,
         checkpoint_pages=config.apply.checkpoint_pages,
+        wal_pages=config.apply.wal_pages,
         status_interval_s=0.2,
     )
 

@@ -225,5 +225,6 @@ def _worker_options(config: Config) -> WorkerOptions:
         batch_bytes=config.apply.batch_bytes,
         barrier_interval_s=config.apply.barrier_interval_s,
         checkpoint_pages=config.apply.checkpoint_pages,
+        wal_pages=config.apply.wal_pages,
         erase=bool(config.placement.region),
     )

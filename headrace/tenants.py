@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from appliers import versions
 from appliers.errors import TenantUnknown
 from appliers.place import SHARED_FILE, SHARED_NAME, replica_path
 from appliers.reader import Directory, ReplicaFile, ReplicaReader, TableInfo
@@ -126,7 +127,7 @@ def describe(root: Path, tenant: str | None) -> TenantDetail:
         partition=partition,
         path=str(path),
         bytes=_size(path),
-        wal_bytes=_size(path.with_name(path.name + "-wal")),
+        wal_bytes=_size(versions.wal_of(path)),
         place=place,
         tables=tables,
         quarantine=None if entry is None else stopped(entry),

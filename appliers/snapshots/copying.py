@@ -27,7 +27,15 @@ from typing import IO, Final
 import apsw
 import zstandard
 
-from appliers.errors import ReplicaCorrupt, ReplicaForeign, ReplicaLost, SnapshotDamaged, StorageUnavailable
+from appliers import versions
+from appliers.errors import (
+    ReplicaCorrupt,
+    ReplicaForeign,
+    ReplicaLost,
+    ReplicaReplaced,
+    SnapshotDamaged,
+    StorageUnavailable,
+)
 from appliers.position import TenantPosition, read_position
 from appliers.replica import recognise, storage_error
 from appliers.snapshots.claims import Claim
@@ -52,7 +60,10 @@ def take(store: Store, held: Claim, path: Path, tenant: str, *, offset: int, now
     copy = _temporary(path, "copy")
     with _storage(path), tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=str(path.parent)) as packed:
         try:
-            found = _copy(path, copy, tenant)
+            try:
+                found = _copy(path, copy, tenant)
+            except ReplicaReplaced:  # between our opening and our reading of it
+                found = _copy(path, copy, tenant)
             if found is None:
                 return None
             with copy.open("rb") as raw:
@@ -80,11 +91,7 @@ def hydrate(store: Store, ref: SnapshotRef, path: Path, tenant: str) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             _verify(temporary, ref, tenant)
-            # in this order: a database without its WAL may be damaged, and a WAL is replayed into whatever has its name.
-            # A crash in between leaves no replica, and the snapshot is there
-            path.unlink(missing_ok=True)
-            for suffix in ("-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            versions.remove(path)  # a crash behind it leaves no replica, and the snapshot is there
             failpoints.hit("snapshot.hydrate-cleared")
             temporary.rename(path)
         finally:

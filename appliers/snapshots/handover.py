@@ -45,6 +45,9 @@ log = structlog.get_logger("applier")
 COPIERS: Final = 4
 RATHER_READ: Final = 50_000
 _COLLECT_S: Final = 3600.0
+FENCED_S: Final = 60.0
+"""After this an owner that was fenced claims its partition again. If it had lost it, it knows by then; if it still has it,
+whoever claimed it had not known yet that he had lost it."""
 _RECORDS: Final = 10_000
 """Read since the last manifest: worth one though nothing was copied."""
 
@@ -85,14 +88,23 @@ class SnapshotHandover(Handover):
     """Of one applier; `join` comes first."""
 
     def __init__(
-        self, store: Store, bounds: Bounds, *, interval_s: float, retention_s: float, rather_read: int = RATHER_READ
+        self,
+        store: Store,
+        bounds: Bounds,
+        *,
+        interval_s: float,
+        retention_s: float,
+        rather_read: int = RATHER_READ,
+        fenced_s: float = FENCED_S,
     ) -> None:
         """`interval_s`: between two rounds of a partition. `retention_s`: how long superseded snapshots stay. `rather_read`:
-        how many records behind the manifest are read from the log, rather than every replica fetched anew."""
+        how many records behind the manifest are read from the log, rather than every replica fetched anew. `fenced_s`: until
+        a partition is claimed again that another one has claimed."""
         self._store = store
         self._bounds = bounds
         self._interval_s = interval_s
         self._rather_read = rather_read
+        self._fenced_s = fenced_s
         self._retention_ms = int(retention_s * 1000)
         self._owned: dict[int, _Owned] = {}
         self._placed: set[str] = set()
@@ -252,9 +264,9 @@ class SnapshotHandover(Handover):
                     continue
                 self._done(partition, owned)
                 news = True
-            if owned.fenced or now < owned.due:
+            if now < owned.due:
                 continue
-            owned.due = now + self._interval_s
+            owned.due, owned.fenced = now + self._interval_s, False
             states = states if states is not None else floors()
             due = [name for name in owned.names_due(now, self._bounds) if not self._applier.unfinished(name)]
             if due or self._is_behind(owned):
@@ -266,7 +278,7 @@ class SnapshotHandover(Handover):
     def wait_s(self) -> float | None:
         if self._hydration.has_next:
             return 0.0
-        dues = [owned.due for owned in self._owned.values() if owned.running is None and not owned.fenced and owned.dirty]
+        dues = [owned.due for owned in self._owned.values() if owned.running is None and owned.dirty]
         return max(0.0, min(dues) - time.monotonic()) if dues else None
 
     def close(self) -> None:
@@ -330,7 +342,7 @@ class SnapshotHandover(Handover):
         if outcome.error is None:
             owned.manifest = outcome.manifest
         elif isinstance(outcome.error, Fenced):
-            owned.fenced = True
+            owned.fenced, owned.due = True, time.monotonic() + self._fenced_s
             log.warning("another applier has claimed a partition", partition=partition, reason=str(outcome.error))
         else:
             log.warning("no snapshots now", partition=partition, reason=str(outcome.error), hint=outcome.error.hint)

@@ -6,12 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from appliers.handover import Handover
 from appliers.place import SHARED_FILE, replica_path
+from appliers.snapshots.claims import claim, newest_epoch
+from appliers.snapshots.handover import SnapshotHandover
+from appliers.snapshots.keys import PartitionKeys
+from appliers.snapshots.policy import Bounds
+from appliers.snapshots.store import open_store
 from appliers.state import PartitionState, State
 from appliers.worker import Worker, WorkerOptions
 from fanout import envelope
@@ -242,3 +248,37 @@ def test_the_hand_over_is_asked_at_its_steps(site: Site) -> None:
     two = site.start("two")
     wait_until(is_shared_out(one, two), "each has two")
     assert noting.told[PARTITIONS:] == [("give", {*two.owned}), ("drop", {*two.owned})]
+
+
+def test_who_is_overtaken_while_he_takes_a_partition_asks_again(site: Site) -> None:
+    """A stalled machine that does not know yet that the partition is not its own claims it, over and over; it ends, and
+    the one that the group has given it to goes on."""
+    store = open_store(str(site.directory / "store"))
+    handover = partial(SnapshotHandover, store, Bounds(10**9, 10**12, 10**6, 64), interval_s=0.2, retention_s=3600)
+    one = site.start("one", "here", handover())
+    site.wait_applied(one)
+    one.stop()
+    with open_reader(site.config) as reader:
+        keys = [PartitionKeys(reader.identity, partition) for partition in range(PARTITIONS)]
+    before = [newest_epoch(store, key) for key in keys]
+    ended = threading.Event()
+
+    def stalled() -> None:
+        while not ended.is_set():
+            for key in keys:
+                claim(store, key, "stalled", 0)
+
+    thread = threading.Thread(target=stalled)
+    thread.start()
+    try:
+        two = site.start("two", "there", handover())
+        wait_until(
+            lambda: all(newest_epoch(store, key) > epoch + 20 for key, epoch in zip(keys, before, strict=True)), "many"
+        )
+        wait_until(lambda: two.worker.status.waiting, "it waits", deadline_s=30)
+    finally:
+        ended.set()
+        thread.join()
+    site.wait_applied(two)
+    wait_until(lambda: two.worker.status.pending == 0, "all are in place")
+    assert [site.ids(tenant, "there") for tenant in TENANTS] == [[1]] * len(TENANTS)

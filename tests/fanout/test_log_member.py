@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
+import msgspec
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -52,10 +57,10 @@ class Member:
 
 
 @pytest.fixture
-def join(config: LogConfig) -> Iterator[Callable[[str], Member]]:
-    """Makes members by name."""
+def join(config: LogConfig) -> Iterator[Callable[..., Member]]:
+    """Makes members by name, and with other settings if they are given."""
     with open_writer(config), ExitStack() as opened:
-        yield lambda name: Member(opened.enter_context(open_member(config, name)))
+        yield lambda name, other=config: Member(opened.enter_context(open_member(other, name)))
 
 
 def drive(condition: Callable[[], object], *members: Member) -> None:
@@ -198,6 +203,38 @@ def test_two_members_of_one_name(join: Callable[[str], Member]) -> None:
     drive(lambda: again.owned == {*ALL}, again)
     with pytest.raises(MemberReplaced):
         drive(lambda: False, one)
+
+
+def test_a_member_that_was_stopped_while_it_let_go_comes_back(
+    kafka: str, config: LogConfig, join: Callable[..., Member]
+) -> None:
+    """Past its session, with offsets on their way: the group fences it by itself, which is not another one of its name."""
+    command = [sys.executable, "-m", "tests.fanout.a_member", kafka, config.topic, "one"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        said: list[str] = []
+        assert process.stdout is not None
+        reading = threading.Thread(target=said.extend, args=[process.stdout])
+        reading.start()
+        try:
+            wait_until(lambda: "assigned 0 1 2 3\n" in said, "it has all")
+            # hears late of a rebalance, and all wait for it meanwhile
+            slow = SESSION | {
+                "session.timeout.ms": "10000",
+                "heartbeat.interval.ms": "3000",
+                "max.poll.interval.ms": "20000",
+            }
+            two = join("two", msgspec.structs.replace(config, kafka=slow))
+            drive(lambda: any(line.startswith("revoked") for line in said), two)
+            time.sleep(0.4)
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(3.5)  # of the 4 that it may take to let go, and more than its session
+            heard = len(said)
+            process.send_signal(signal.SIGCONT)
+            drive(lambda: "assigned" in "".join(said[heard:]) or process.poll() is not None, two)
+            assert process.poll() is None, "".join(said)
+        finally:
+            process.kill()
+            reading.join()
 
 
 def test_reported_offsets_are_of_ours(kafka: str, config: LogConfig, join: Callable[[str], Member]) -> None:

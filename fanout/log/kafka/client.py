@@ -8,6 +8,7 @@ rests on (`fanout.log.config.OWNED_KAFKA_KEYS`, which a user cannot name).
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any, Final
 
 from confluent_kafka import KafkaError
@@ -78,8 +79,12 @@ class LastError:
     def __init__(self) -> None:
         self.text = ""
         self.all_brokers_down = False
+        self.disconnected_at: float | None = None
+        """When (time.monotonic) a broker was last found to be away."""
 
     def __call__(self, error: KafkaError) -> None:
+        if error.code() in _UNAVAILABLE:
+            self.disconnected_at = time.monotonic()
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             self.all_brokers_down = True
         else:

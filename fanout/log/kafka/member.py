@@ -35,9 +35,12 @@ _CHUNK: Final = 500
 _AHEAD_RECORDS: Final = 20_000
 _AHEAD_BYTES: Final = 16 << 20
 _LATE_S: Final = 60.0
-"""How long after its partitions were lost a member may be fenced by offsets that it sent before."""
+"""How long a member may be fenced by itself: after the group may have taken it for dead, by offsets that it sent before;
+after a broker went, by one that remembers an older membership of its own."""
 _POLL_INTERVAL_MS: Final = 300_000
 """librdkafka's own default for `max.poll.interval.ms`."""
+_SESSION_MS: Final = 45_000
+"""The same for `session.timeout.ms`."""
 
 
 class KafkaMember(Questions):
@@ -48,6 +51,7 @@ class KafkaMember(Questions):
         interval_s = int(config.kafka.get("max.poll.interval.ms", _POLL_INTERVAL_MS)) / 1000
         self._patience_s = interval_s / 8
         self._handover_s = interval_s / 2
+        self._session_s = int(config.kafka.get("session.timeout.ms", _SESSION_MS)) / 1000
         self._lock = threading.Lock()
         self._ready: deque[Record] = deque()
         self._ready_bytes = 0
@@ -63,6 +67,8 @@ class KafkaMember(Questions):
         """Of these, those that the caller has yet to release."""
         self._starting: dict[int, TopicPartition] = {}
         self._reports: dict[int, int] = {}
+        self._awake_at = time.monotonic()
+        """When the thread was last seen to work. Where that is long ago, the process was stopped."""
         self._lost_at: float | None = None
         self._showing = self._outside = False
         """Whether offsets are on their way; whether the group has said that it does not know us."""
@@ -183,6 +189,7 @@ class KafkaMember(Questions):
             self._ring()
 
     def _poll(self) -> None:
+        self._note_time()
         message = self._consumer.poll(SLICE_S)
         if message is None:
             self._check_brokers(self._consumer)
@@ -212,8 +219,7 @@ class KafkaMember(Questions):
         """The caller is busy: fetch nothing more, but go on polling."""
         until = time.monotonic() + self._patience_s
         while self._is_full() and not self._closing and (left := until - time.monotonic()) > 0:
-            self._orders.wait(left)
-            self._orders.clear()
+            self._await_orders(left)
             self._obey()
         if not self._is_full():
             return
@@ -224,6 +230,17 @@ class KafkaMember(Questions):
             self._obey()
         self._paused = False
         self._consumer.resume(self._places(dict.fromkeys(self._reading, 0)))
+
+    def _await_orders(self, timeout_s: float) -> None:
+        self._note_time()
+        self._orders.wait(min(timeout_s, SLICE_S))
+        self._orders.clear()
+
+    def _note_time(self) -> None:
+        now = time.monotonic()
+        if now - self._awake_at > self._session_s:
+            self._lost_at = now
+        self._awake_at = now
 
     def _obey(self) -> None:
         with self._lock:
@@ -259,8 +276,7 @@ class KafkaMember(Questions):
             self._leaving = {place.partition for place in places}
         self._tell(Moved.REVOKED, places, deadline)
         while self._leaving and not self._closing and (left := deadline - time.monotonic()) > 0:
-            self._orders.wait(left)
-            self._orders.clear()
+            self._await_orders(left)
             self._show(at_once=True)
         self._show(at_once=True)
         if late := self._leaving:
@@ -319,10 +335,11 @@ class KafkaMember(Questions):
             LOGGER.warning("offsets are not shown: %s", error.str())
 
     def _failure_of(self, error: KafkaError, partition: int | None = None) -> LogError:
+        self._note_time()
         if FENCED in error.str():
-            config = self._config
-            if self._lost_at is not None and time.monotonic() - self._lost_at < _LATE_S:
-                # by what it sent before the group took it for dead: the library ends for good, a new member goes on
+            config, now = self._config, time.monotonic()
+            if any(at is not None and now - at < _LATE_S for at in (self._lost_at, self._last_error.disconnected_at)):
+                # the library ends for good, a new member goes on
                 return LogUnavailable("The group took this member for dead", bootstrap=config.bootstrap, topic=config.topic)
             return MemberReplaced(
                 "Another process of this name is in the group", bootstrap=config.bootstrap, topic=config.topic

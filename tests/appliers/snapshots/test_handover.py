@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ import pytest
 
 from appliers.errors import StoreUnavailable
 from appliers.place import SHARED_FILE, replica_path
-from appliers.snapshots import publish
+from appliers.snapshots import claims, publish
 from appliers.snapshots.handover import SnapshotHandover
 from appliers.snapshots.keys import PartitionKeys
 from appliers.snapshots.manifest import Manifest
@@ -61,6 +62,19 @@ class Machine:
             except KeyboardInterrupt:
                 assert dies
         return worker.status
+
+    def run(self, done: Callable[[WorkerStatus], bool]) -> None:
+        """Copying at once, until `done`; then as after SIGKILL."""
+        options = WorkerOptions(root=self.root, status_interval_s=0.0, barrier_interval_s=0.01)
+        handover = SnapshotHandover(self.store, AT_ONCE, interval_s=0.01, retention_s=3600, fenced_s=0.3)
+        with open_reader(self.fleet.config) as reader:
+
+            def on_status(status: WorkerStatus) -> None:
+                if done(status):
+                    raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                Worker(options, reader, range(PARTITIONS), on_status, handover=handover).run()
 
     def ids(self, tenant: str) -> list[int]:
         return sorted(row[0] for row in rows_of(replica_path(self.root, tenant, PARTITIONS)))
@@ -184,6 +198,33 @@ def test_rounds_run_while_records_are_applied(fleet: Fleet, one: Machine, two: M
     two.work()
     assert two.all_have(1, 2)
     assert two.plans() == ["a", "b2"]
+
+
+def test_an_owner_that_was_fenced_by_a_stale_one_claims_again(fleet: Fleet, one: Machine) -> None:
+    """A stalled machine claims what is not its own any more. The owner publishes nothing until it has claimed it anew, and
+    then what has come meanwhile."""
+    one.work(bounds=AT_ONCE)
+    with open_reader(fleet.config) as reader:
+        keys = [PartitionKeys(reader.identity, partition) for partition in range(PARTITIONS)]
+        ends = reader.extents(range(PARTITIONS))
+    claimed: dict[int, int] = {}
+
+    def script(status: WorkerStatus) -> bool:
+        if not claimed and all(place.offset >= ends[place.partition].end for place in status.places):
+            claimed.update({key.partition: claims.claim(one.store, key, "stalled", 0).epoch for key in keys})
+            change(fleet, 20, 2)
+        return bool(claimed) and all(
+            found is not None and found.epoch > claimed[key.partition] and found.offset > ends[key.partition].end
+            for key in keys
+            if any(partition_of(tenant.encode(), PARTITIONS) == key.partition for tenant in TENANTS)
+            for found in [publish.newest(one.store, key)]
+        )
+
+    one.run(script)
+    cut(fleet)
+    two = Machine(fleet, "two", one.store)
+    two.work()
+    assert two.all_have(1, 2)
 
 
 def test_only_what_has_changed_is_copied_again(fleet: Fleet, one: Machine) -> None:
