@@ -221,12 +221,22 @@ def _indexes(conn: apsw.Connection, table: str) -> list[tuple[str, set[str]]]:
     return [(name, set(msgspec.json.decode(columns, type=list[str]))) for name, columns in rows]
 
 
-def _sync_indexes(conn: apsw.Connection, plan: Plan) -> None:
-    """Drop what the plan has not, make what it has."""
+def unlike_indexes(conn: apsw.Connection, plan: Plan) -> list[str]:
+    """Names of indexes of the plan's table that are not as the plan has them, or should not be there."""
+    found, wanted = _found_indexes(conn, plan), {index.name: index.statement for index in plan.indexes}
+    return sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+
+
+def _found_indexes(conn: apsw.Connection, plan: Plan) -> dict[str, str]:
     rows = conn.execute(
         "select name, sql from sqlite_schema where type = 'index' and tbl_name = ? and sql is not null", (plan.name,)
     )
-    found = {str(name): str(statement) for name, statement in rows}
+    return {str(name): str(statement) for name, statement in rows}
+
+
+def _sync_indexes(conn: apsw.Connection, plan: Plan) -> None:
+    """Drop what the plan has not, make what it has."""
+    found = _found_indexes(conn, plan)
     wanted = {index.name: index.statement for index in plan.indexes}
     for name, statement in found.items():
         if wanted.get(name) != statement:

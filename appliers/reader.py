@@ -24,12 +24,11 @@ from appliers.errors import ReplicaForeign, ReplicaReplaced, ReplicasMissing, St
 from appliers.place import SHARED_FILE, SUFFIX, decode_name, partition_directory, replica_path
 from appliers.position import TenantPosition, read_position
 from appliers.replica import open_read_only, recognise, storage_error
-from appliers.state import PartitionState, Quarantined, select_partitions, select_quarantined
+from appliers.state import PartitionState, Quarantined, Tables, select_partitions, select_quarantined, select_tables
 from appliers.state_file import APPLICATION_ID as STATE_ID
 from appliers.table import quote
 from appliers.types import built_in_name, numeric_modifier
 from cdc.relation import Column
-from fanout.envelope import Schema
 from fanout.log.interface import partition_of
 from fanout.tenancy import SHARED_TENANT
 
@@ -201,11 +200,9 @@ class Directory:
         """Tenants that stopped, by id; the shared replica is `place.SHARED_NAME`."""
         return select_quarantined(self._state)
 
-    def schemas(self) -> dict[int, Schema]:
-        """Every shape of a table that the log announced, by digest."""
-        rows = _rows(self._state.execute("select body from schemas"))
-        found = (msgspec.msgpack.decode(body, type=Schema) for (body,) in rows)
-        return {schema.digest: schema for schema in found}
+    def tables(self) -> Tables:
+        """What the log told of the tables."""
+        return select_tables(self._state)
 
     def partition_of(self, tenant: str) -> int:
         """Where the tenant's replica is, or would be."""

@@ -16,9 +16,10 @@ for values has kept back, is not in it: the last whole state before is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import msgspec
 
@@ -29,7 +30,7 @@ from appliers.checkpoint import Checkpointer
 from appliers.position import read_position
 from appliers.replica import Template, open_read_only
 from appliers.truncates import Truncates, finish
-from appliers.window import Copied, Window
+from appliers.window import Copied
 from fanout import envelope
 from fanout.envelope import (
     START,
@@ -65,12 +66,30 @@ class Reached(msgspec.Struct, frozen=True, kw_only=True):
     """The tenant waits for values: the replica is as it was before the row that lacks them."""
 
 
+class Part(Protocol):
+    """Records that end: a `Window`, or some that are in memory."""
+
+    @property
+    def copied(self) -> Mapping[int, Copied]:
+        """How far each partition is by what was given."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """Whether everything was given."""
+        ...
+
+    def fetch(self, max_records: int, max_bytes: int, timeout_s: float | None) -> Sequence[Record]:
+        """As LogReader, and at the end nothing, at once."""
+        ...
+
+
 class TenantReplay:
     """One tenant's replica, or with `shared` that of the shared tables. A context manager, which closes the file."""
 
     def __init__(
         self,
-        window: Window,
+        window: Part,
         path: Path,
         tenant: str,
         catalog: Catalog,
@@ -134,7 +153,7 @@ class TenantReplay:
             self._follow()
         return not self._window.done
 
-    def go_on(self, window: Window) -> None:
+    def go_on(self, window: Part) -> None:
         """Everything was applied, and this is what comes next."""
         self._window = window
 

@@ -134,6 +134,28 @@ def select_quarantined(conn: apsw.Connection) -> dict[str, Quarantined]:
     return {row[0]: Quarantined(*row[:9], *map(bool, row[9:])) for row in rows}
 
 
+def select_tables(conn: apsw.Connection) -> Tables:
+    """What is known of the tables, as saved."""
+    bodies: list[Any] = conn.execute("select body from schemas").fetchall()
+    facts: Any = conn.execute("select generation, commit_lsn, body from facts").fetchone()
+    dropped: list[Any] = conn.execute("select generation, commit_lsn, number, oid from dropped").fetchall()
+    return Tables(
+        [msgspec.msgpack.decode(body, type=Schema) for (body,) in bodies],
+        [Dropped(generation, commit_lsn, number, [oid]) for generation, commit_lsn, number, oid in dropped],
+        facts and (facts[0], facts[1], msgspec.msgpack.decode(facts[2], type=list[TableFacts])),
+    )
+
+
+def note_tables(catalog: Catalog, tables: Tables) -> None:
+    """What was saved of the tables -> the catalog."""
+    for schema in tables.schemas:
+        catalog.note_schema(schema)
+    if tables.facts is not None:
+        catalog.note_facts(*tables.facts)
+    for dropped in tables.dropped:
+        catalog.note_dropped(dropped)
+
+
 def _what(entry: Quarantined) -> str:
     return f"{entry.position}: {entry.error}: {entry.reason}"
 
@@ -214,24 +236,11 @@ class State:
     def tables(self) -> Tables:
         """Everything that was saved of the tables."""
         with translated(self._path):
-            bodies: list[Any] = self._conn.execute("select body from schemas").fetchall()
-            facts: Any = self._conn.execute("select generation, commit_lsn, body from facts").fetchone()
-            dropped: list[Any] = self._conn.execute("select generation, commit_lsn, number, oid from dropped").fetchall()
-        return Tables(
-            [msgspec.msgpack.decode(body, type=Schema) for (body,) in bodies],
-            [Dropped(generation, commit_lsn, number, [oid]) for generation, commit_lsn, number, oid in dropped],
-            facts and (facts[0], facts[1], msgspec.msgpack.decode(facts[2], type=list[TableFacts])),
-        )
+            return select_tables(self._conn)
 
     def load_catalog(self, catalog: Catalog) -> None:
         """What was saved of the tables -> the catalog."""
-        tables = self.tables()
-        for schema in tables.schemas:
-            catalog.note_schema(schema)
-        if tables.facts is not None:
-            catalog.note_facts(*tables.facts)
-        for dropped in tables.dropped:
-            catalog.note_dropped(dropped)
+        note_tables(catalog, self.tables())
 
     def save_schema(self, schema: Schema) -> None:
         """A Schema record that said something new; to us: another applier of this directory may know a newer one."""

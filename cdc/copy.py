@@ -157,7 +157,7 @@ order by 1
 """
 
 
-def _hold_still(dsn: str, conn: psycopg.Connection[Any], tables: list[PublishedTable]) -> None:
+def hold_still(dsn: str, conn: psycopg.Connection[Any], tables: list[PublishedTable]) -> None:
     """Lock the tables against DDL and TRUNCATE, as pg_dump does, until `conn` ends its transaction.
 
     Raises CopyFailed when one of them is not as the snapshot has it any more, or stays locked; SourceError.
@@ -189,7 +189,7 @@ def _copy_shares(
     with translated(), connect(dsn, application_name="headrace-copy") as conn, conn.transaction():
         conn.execute("set transaction isolation level repeatable read, read only")
         conn.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(snapshot)))
-        _hold_still(dsn, conn, tables)
+        hold_still(dsn, conn, tables)
         while True:
             try:
                 share = todo.get_nowait()

@@ -109,15 +109,23 @@ def inspect_slot(conn: psycopg.Connection[Any], name: str) -> Slot:
 
 
 def create_slot(
-    replication: psycopg.Connection[Any], ordinary: psycopg.Connection[Any], name: str, timeout_s: float = 60.0
+    replication: psycopg.Connection[Any],
+    ordinary: psycopg.Connection[Any],
+    name: str,
+    timeout_s: float = 60.0,
+    *,
+    temporary: bool = False,
 ) -> CreatedSlot:
-    """Make the slot and export its snapshot.
+    """Make the slot and export its snapshot. `temporary`: it ends with the connection.
 
     Postgres waits for every transaction that was running; when that takes longer than `timeout_s`, the error names
     the oldest of them. Raises SlotInUse when the name is taken, SourceError.
     """
     pgconn = replication.pgconn
-    statement = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT").format(sql.Identifier(name))
+    lifetime = sql.SQL(" TEMPORARY" if temporary else "")
+    statement = sql.SQL("CREATE_REPLICATION_SLOT {}{} LOGICAL pgoutput EXPORT_SNAPSHOT").format(
+        sql.Identifier(name), lifetime
+    )
     pgconn.send_query(statement.as_bytes(replication))
     deadline = time.monotonic() + timeout_s
     with translated(name):

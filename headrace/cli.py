@@ -298,6 +298,35 @@ def replay(
         raise typer.Exit(output.EXIT_ERROR)
 
 
+@app.command()
+def verify(
+    tenants: Annotated[
+        list[str] | None, typer.Argument(help="Tenants' ids; without any, all replicas that are here.")
+    ] = None,
+    shared: Annotated[bool, typer.Option("--shared", help="The replica of the shared tables.")] = False,
+    partition: Annotated[int | None, typer.Option(min=0, help="Only this partition.")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Only so many tenants, drawn at random.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Most differences that are shown of a replica.")] = 100,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare replicas with Postgres as of one LSN, row by row where they differ. Exit code 1 when any does."""
+    from headrace.verify import Wanted, show_verified
+    from headrace.verify import verify as run_verify
+
+    if (tenants or shared) and (partition is not None or sample is not None):
+        raise typer.BadParameter("name tenants, or choose them by --partition and --sample")
+    output.configure_logging(level=LogLevel.WARNING, stage="verify")
+    wanted = Wanted(tenants=tuple(tenants or ()), shared=shared, partition=partition, sample=sample, limit=limit)
+    done = run_verify(load(config), wanted)
+    if as_json:
+        output.print_json(done)
+    else:
+        show_verified(done)
+    if done.differ:
+        raise typer.Exit(output.EXIT_ERROR)
+
+
 tenant_app = typer.Typer(no_args_is_help=True, help="Show the tenants' replicas, and let those go on that stopped.")
 app.add_typer(tenant_app, name="tenant")
 

@@ -198,7 +198,7 @@ def run_tail(config: Config, request: Request, *, as_json: bool) -> None:
     with open_reader(config.log) as reader:
         tail = Tail(reader, request.filter)
         with contextlib.suppress(ReplicasMissing), Directory(Path(config.replicas.path)) as directory:
-            tail.schemas.update(directory.schemas())
+            tail.schemas.update({schema.digest: schema for schema in directory.tables().schemas})
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: tail.stop())
         for shown in _asked(tail, request):

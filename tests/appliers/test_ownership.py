@@ -190,7 +190,7 @@ def test_a_transaction_that_takes_longer_than_the_poll_interval(kafka: str, tmp_
     quick = {"session.timeout.ms": "1000", "heartbeat.interval.ms": "200", "max.poll.interval.ms": "1000"}
     site = Site(logs.kafka(kafka, kafka=quick), tmp_path)
     try:
-        rows, chunks = 10_000, 100
+        rows, chunks = 10_000, 200
         parts = [
             insert(10, *range(number * rows, (number + 1) * rows), chunk=number, last=number == chunks - 1)
             for number in range(chunks)

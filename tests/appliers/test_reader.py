@@ -106,7 +106,7 @@ def test_what_the_appliers_remember_is_told(directory: Directory) -> None:
     """Partitions, schemas, the log and its number of partitions come from `state.db`."""
     assert (directory.partition_count, directory.log_identity) == (PARTITIONS, "a-log")
     assert [(state.partition, state.offset) for state in directory.partitions().values()] == [(0, 7)]
-    assert [found.name for found in directory.schemas().values()] == ["items"]
+    assert [found.name for found in directory.tables().schemas] == ["items"]
     assert directory.quarantined() == {}
 
 

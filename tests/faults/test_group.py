@@ -112,13 +112,14 @@ class Group:
         return self._wait(done, f"everything up to {lsn} applied")
 
     def _wait(self, done: Callable[[], dict[int, str]], what: str) -> dict[int, str]:
+        # where faults follow each other faster than members settle, they fall behind the traffic: that is to be caught up
         def look() -> dict[int, str]:
             for stage in self.members.values():
                 stage.assert_running()
             return done()
 
         try:
-            return wait_until(look, what, deadline_s=60)
+            return wait_until(look, what, deadline_s=60 + 2 * KILLS)
         except AssertionError as error:
             for name, stage in self.members.items():
                 error.add_note(f"{name}: {json.dumps(self.status(name))}\n{stage.output.read_text()[-3000:]}")

@@ -1,0 +1,126 @@
+"""A table of a replica against the same rows as Postgres prints them. Pure but for the SQLite connection.
+
+    lines of COPY --Digest--\\
+                             equal, or Differences by key
+    table of a replica -----/
+
+Rows are compared as Postgres' text (`appliers.pgtext`), each as one line: what COPY writes of it, where nothing has to be
+escaped, else its values one by one. A digest is a count and a sum of the lines' hashes, which are keyed and of 64 bits
+(SipHash, by `hash`): of two different sets of rows it is the same once in 2^64. It needs no order on either side.
+Invariant: two digests of one process are equal if the rows are. Columns whose override keeps less than Postgres has are left
+out on both sides (`comparable`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, Literal, TypeAlias
+
+import apsw
+import msgspec
+
+from appliers.pgtext import StoredColumn, columns_of, rows_as_text
+from cdc.copy import parse_copy_line
+
+Texts: TypeAlias = tuple[str | None, ...]
+"""A row as Postgres prints it."""
+Kind: TypeAlias = Literal["missing", "extra", "changed", "columns", "table", "index", "damage"]
+
+_SPECIAL: Final = ("\\", "\n")
+
+
+class Digest(msgspec.Struct):
+    """Of any number of rows, in any order."""
+
+    rows: int = 0
+    sum: int = 0
+
+    def add(self, line: bytes) -> None:
+        """One row, as `line_of` or `line_of_copy` has it."""
+        self.rows += 1
+        self.sum += hash(line)
+
+    def add_all(self, lines: Iterable[bytes]) -> None:
+        """Many of them."""
+        hashes = list(map(hash, lines))
+        self.rows += len(hashes)
+        self.sum += sum(hashes)
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """What is not the same.
+
+    missing, extra, changed   a row: the replica lacks it; the source has no such row; `columns` differ. `key`: its values in
+                              the columns of the table's key, in the Relation's order; of a table without one, empty
+    columns   the table has others; `columns`: the source's       table    of no table of the source, with rows in it
+    index     `key`: its name; it is not there, or another one    damage   `key`: what SQLite says of the file
+    """
+
+    table: str
+    kind: Kind
+    key: tuple[str, ...]
+    columns: tuple[str, ...] = ()
+
+
+def line_of(row: Texts) -> bytes:
+    """What stands for a row: equal exactly where the values are."""
+    if None not in row:
+        text = "\t".join(row)  # type: ignore[arg-type]  # no None is in it
+        if text.count("\t") == len(row) - 1 and not any(map(text.__contains__, _SPECIAL)):
+            return text.encode()
+    return b"\\" + msgspec.msgpack.encode(row)  # no line of the other kind has a backslash
+
+
+def line_of_copy(line: bytes) -> bytes:
+    """The same, for a line of COPY with its newline."""
+    return line[:-1] if b"\\" not in line else line_of(texts_of(line))
+
+
+def texts_of(line: bytes) -> Texts:
+    """A line of COPY -> its values."""
+    return tuple(parse_copy_line(line))  # type: ignore[arg-type]  # COPY leaves no value out
+
+
+def comparable(replica: apsw.Connection, table: str) -> list[StoredColumn]:
+    """The columns of a replica's table that can be compared, in the source's order."""
+    return [column for column in columns_of(replica, table) if column.exact]
+
+
+def digest_of(replica: apsw.Connection, table: str, columns: Sequence[StoredColumn]) -> Digest:
+    """Of a replica's table. Raises apsw.Error."""
+    made = Digest()
+    made.add_all(map(line_of, rows_as_text(replica, table, columns)))
+    return made
+
+
+def differences(
+    table: str, names: Sequence[str], key: Sequence[str], source: Iterable[Texts], replica: Iterable[Texts]
+) -> Iterator[Difference]:
+    """`names`: of the columns of both sides' rows, in order; `key`: those that tell rows apart; without any, rows are
+    counted. Memory for the source's rows."""
+    if not key:
+        yield from _counted(table, source, replica)
+        return
+    places = [number for number, name in enumerate(names) if name in key]
+
+    def key_of(row: Texts) -> tuple[str, ...]:
+        return tuple([str(row[place]) for place in places])
+
+    left = {key_of(row): row for row in source}
+    for row in replica:
+        found = left.pop(key_of(row), None)
+        if found is None:
+            yield Difference(table, "extra", key_of(row))
+        elif found != row:
+            columns = tuple(name for name, one, other in zip(names, found, row, strict=True) if one != other)
+            yield Difference(table, "changed", key_of(row), columns)
+    for missing in left:
+        yield Difference(table, "missing", missing)
+
+
+def _counted(table: str, source: Iterable[Texts], replica: Iterable[Texts]) -> Iterator[Difference]:
+    counts = Counter(source)
+    counts.subtract(Counter(replica))
+    for count in counts.values():
+        yield from [Difference(table, "missing" if count > 0 else "extra", ())] * abs(count)
