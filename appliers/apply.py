@@ -378,6 +378,11 @@ class Replica:
             self.wal_pages = 0 if done else self.wal_pages
             return done
 
+    def note_resync(self, attempt: str) -> None:
+        """It is what this resync has made. Not in the midst of a transaction. Raises as `apply`."""
+        with self._rolled_back():
+            replica.note_resync(self._conn, attempt)
+
     @property
     def is_rewritten(self) -> bool:
         """Whether nothing was written since `rewrite`. Raises as `apply`."""
@@ -401,20 +406,22 @@ class Replica:
             self._target = (Position(*at, 0), 0, record.commit_time_us)
             self._commit()
 
-    def finish_copy(self, generation: int, commit_lsn: int) -> None:
-        """The first copy is whole: what this tenant has of it is all; nothing, when it is of an older generation."""
+    def finish_copy(self, generation: int, commit_lsn: int, *, kept: bool = False) -> None:
+        """The first copy is whole: what this tenant has of it is all; nothing, when it is of an older generation. `kept`:
+        what it has of that one is all, and it is as ready as before."""
         with self._rolled_back():
-            if self._open is not None and self._open.at[0] < generation:
+            if (self._open.at if self._open is not None else self._target[0])[0] < generation and self.open_offsets:
                 self.rollback()
             if self._shared:
                 self._begin()
             at = self._target[0].generation
             if self._open is None and (at < generation or (at == generation and not self.ready)):
                 self._begin()
-                if at < generation:
+                if at < generation and not kept:
                     self._clear()
+                if at < generation:
                     self._target = (Position(generation, commit_lsn, -1), 0, 0)
-                self.ready = True
+                self.ready = self.ready or not kept
             if self._open is None:
                 self._commit()
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -26,11 +26,11 @@ from appliers.catalog import Catalog
 from appliers.errors import PointNotReached
 from appliers.position import read_position
 from appliers.reader import ReplicaReader
-from appliers.replay import TenantReplay
+from appliers.replay import Given, TenantReplay
 from appliers.replica import open_read_only, storage_error
 from appliers.state import PartitionState
 from appliers.window import Copied
-from fanout.envelope import Position
+from fanout.envelope import START, Position
 from fanout.heads import head
 from fanout.log.interface import LogReader, Record
 
@@ -74,16 +74,18 @@ def read_tail(reader: LogReader, starts: Mapping[int, int], place: Position, nam
             if record.partition not in left:
                 continue
             said, tail = head(record.value), tails[record.partition]
+            if said.begins_copy:
+                tail.generation = max(tail.generation, said.position.generation)
             if said.position > place:
                 left.discard(record.partition)
                 continue
+            if said.is_progress or said.begins_copy or said.ends_copy or said.is_resync:
+                continue
             if said.is_rows:
                 tail.newest[record.key] = said.position
-            elif said.begins_copy:
-                tail.generation = max(tail.generation, said.position.generation)
-            elif not said.is_progress and not said.is_tables and not said.ends_copy:
+            elif not said.is_tables:
                 tail.everybody = True
-            if (record.key is None or record.key in keys) and not (said.begins_copy or said.ends_copy or said.is_progress):
+            if record.key is None or record.key in keys:
                 tail.records.append(record)
                 size += len(record.value)
         if size > _MOST_BYTES:
@@ -92,21 +94,6 @@ def read_tail(reader: LogReader, starts: Mapping[int, int], place: Position, nam
                 hint="`headrace lag` shows them; verify when they are through.",
             )
     return tails
-
-
-class _Kept:
-    """The records of a tail, for one replica: a `Part` of the log."""
-
-    def __init__(self, tail: Tail, key: bytes | None, copied: Mapping[int, Copied]) -> None:
-        self.copied = copied
-        self.done = False
-        self._records = [r for r in tail.records if r.key == key or (r.key is None and not head(r.value).is_rows)]
-
-    def fetch(self, max_records: int, max_bytes: int, timeout_s: float | None) -> Sequence[Record]:
-        """All at once."""
-        del max_records, max_bytes, timeout_s
-        self.done = True
-        return self._records
 
 
 class AsOf(NamedTuple):
@@ -128,6 +115,7 @@ class Held:
         try:
             self._reader.connection.execute("begin")
             self.position = read_position(self._reader.connection)
+            self.half = not self.position.ready and self.position.position != START
         except apsw.Error as error:
             self.close()
             raise storage_error(error, path) from error
@@ -143,6 +131,8 @@ class Held:
 
     def is_touched(self, tail: Tail) -> bool:
         """Whether the log has records that are not in it."""
+        if tail.generation > self._saved.generation:
+            return True
         newest = tail.newest.get(self._key)
         return tail.everybody or (newest is not None and newest > self.position.position)
 
@@ -161,7 +151,9 @@ class Held:
         with tempfile.TemporaryDirectory(prefix="headrace-as-of-") as directory:
             path = Path(directory) / "replica.db"
             self._copy(path)
-            kept = _Kept(tail, self._key, {self._saved.partition: base})
+            key = self._key
+            records = [r for r in tail.records if r.key == key or (r.key is None and not head(r.value).is_rows)]
+            kept = Given(records, {self._saved.partition: base})
             with TenantReplay(kept, path, self.tenant, catalog, shared=self._shared, base=base) as replay:
                 while replay.step():
                     pass

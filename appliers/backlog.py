@@ -23,7 +23,8 @@ import msgspec
 from appliers.errors import StorageUnavailable
 from fanout.log.interface import Record
 
-_head = struct.Struct(">qIQQI")  # where the tenant's record before this one is, partition, offset, time, length
+_head = struct.Struct(">qIQQI?")
+"""Where the tenant's record before this one is, partition, offset, time, length; whether it is one for everybody."""
 _NONE: Final = -1
 
 
@@ -76,7 +77,7 @@ class Backlog:
 
     @staticmethod
     def _head_of(record: Record, before: int) -> bytes:
-        return _head.pack(before, record.partition, record.offset, record.time_ms, len(record.value))
+        return _head.pack(before, record.partition, record.offset, record.time_ms, len(record.value), record.key is None)
 
     def take(self, name: str, slice_bytes: int) -> Iterator[list[Record]]:
         """All of a tenant's records, some megabytes at a time; it has none here any more after the last."""
@@ -135,8 +136,9 @@ class Backlog:
     def _read(self, name: str, place: int) -> Record:
         assert self._file is not None
         file = self._file.fileno()
-        _, partition, offset, time_ms, length = _head.unpack(os.pread(file, _head.size, place))
-        return Record(partition, offset, name.encode(), os.pread(file, length, place + _head.size), time_ms)
+        _, partition, offset, time_ms, length, everybodys = _head.unpack(os.pread(file, _head.size, place))
+        key = None if everybodys else name.encode()
+        return Record(partition, offset, key, os.pread(file, length, place + _head.size), time_ms)
 
     def _failed(self, error: OSError) -> StorageUnavailable:
         return StorageUnavailable(f"The disk under the replicas: {error.strerror}", path=str(self._directory))

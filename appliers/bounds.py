@@ -205,7 +205,8 @@ def covered_starts(
     scan = Scan(reader, rest, ends)
     for record in scan:
         said = head(record.value) if record.key is None else None
-        if said is not None and said.begins_copy and said.position.generation > (generations or {}).get(record.partition, 0):
+        begins = said is not None and said.begins_copy and not said.keeps
+        if said is not None and begins and said.position.generation > (generations or {}).get(record.partition, 0):
             starts[record.partition] = record.offset
             scan.leave(record.partition)
     for partition in sorted(rest.keys() - starts.keys()):

@@ -4,9 +4,9 @@
                              equal, or Differences by key
     table of a replica -----/
 
-Rows are compared as Postgres' text (`appliers.pgtext`), each as one line: what COPY writes of it, where nothing has to be
-escaped, else its values one by one. A digest is a count and a sum of the lines' hashes, which are keyed and of 64 bits
-(SipHash, by `hash`): of two different sets of rows it is the same once in 2^64. It needs no order on either side.
+Rows are compared as Postgres' text (`appliers.pgtext`), each as the line that COPY writes of it. A digest is a count and a
+sum of the lines' hashes, which are keyed and of 64 bits (SipHash, by `hash`): of two different sets of rows it is the same
+once in 2^64. It needs no order on either side.
 Invariant: two digests of one process are equal if the rows are. Columns whose override keeps less than Postgres has are left
 out on both sides (`comparable`).
 """
@@ -15,19 +15,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import apsw
 import msgspec
 
-from appliers.pgtext import StoredColumn, columns_of, rows_as_text
+from appliers.pgtext import StoredColumn, TextAmbiguous, columns_of, copy_line, copy_lines, rows_as_text
 from cdc.copy import parse_copy_line
 
 Texts: TypeAlias = tuple[str | None, ...]
 """A row as Postgres prints it."""
 Kind: TypeAlias = Literal["missing", "extra", "changed", "columns", "table", "index", "damage"]
-
-_SPECIAL: Final = ("\\", "\n")
 
 
 class Digest(msgspec.Struct):
@@ -36,13 +34,8 @@ class Digest(msgspec.Struct):
     rows: int = 0
     sum: int = 0
 
-    def add(self, line: bytes) -> None:
-        """One row, as `line_of` or `line_of_copy` has it."""
-        self.rows += 1
-        self.sum += hash(line)
-
     def add_all(self, lines: Iterable[bytes]) -> None:
-        """Many of them."""
+        """Rows as lines of COPY, without their newlines."""
         hashes = list(map(hash, lines))
         self.rows += len(hashes)
         self.sum += sum(hashes)
@@ -63,22 +56,8 @@ class Difference(msgspec.Struct, frozen=True):
     columns: tuple[str, ...] = ()
 
 
-def line_of(row: Texts) -> bytes:
-    """What stands for a row: equal exactly where the values are."""
-    if None not in row:
-        text = "\t".join(row)  # type: ignore[arg-type]  # no None is in it
-        if text.count("\t") == len(row) - 1 and not any(map(text.__contains__, _SPECIAL)):
-            return text.encode()
-    return b"\\" + msgspec.msgpack.encode(row)  # no line of the other kind has a backslash
-
-
-def line_of_copy(line: bytes) -> bytes:
-    """The same, for a line of COPY with its newline."""
-    return line[:-1] if b"\\" not in line else line_of(texts_of(line))
-
-
 def texts_of(line: bytes) -> Texts:
-    """A line of COPY -> its values."""
+    """A line of COPY with its newline -> its values."""
     return tuple(parse_copy_line(line))  # type: ignore[arg-type]  # COPY leaves no value out
 
 
@@ -90,7 +69,12 @@ def comparable(replica: apsw.Connection, table: str) -> list[StoredColumn]:
 def digest_of(replica: apsw.Connection, table: str, columns: Sequence[StoredColumn]) -> Digest:
     """Of a replica's table. Raises apsw.Error."""
     made = Digest()
-    made.add_all(map(line_of, rows_as_text(replica, table, columns)))
+    try:
+        for lines in copy_lines(replica, table, columns):
+            made.add_all(lines)
+    except TextAmbiguous:
+        made = Digest()
+        made.add_all(map(copy_line, rows_as_text(replica, table, columns)))
     return made
 
 

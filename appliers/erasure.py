@@ -4,6 +4,7 @@
 
 A DELETE leaves the bytes of a row in SQLite's pages and in the WAL, and snapshots hold it for their retention. Where tenants
 move between regions (`fanout.placement`) that will not do. An application that deletes the last row itself has the same.
+Elsewhere (not `enabled`) an operator asks for it.
 
 Invariant: no offset is saved beyond the record with which a tenant became empty before that is noted here; so it is erased,
 whatever dies in between. What the log still holds goes with the log's own retention.
@@ -48,9 +49,8 @@ class Erasures:
         return bool(self._emptied)
 
     def load(self, partitions: Iterable[int]) -> None:
-        """These are ours from now on: what was begun in them is finished."""
-        if self._enabled:
-            self._emptied.update(self._state.erasing(partitions))
+        """These are ours: what was begun in them, or asked for by somebody, is to be finished."""
+        self._emptied.update(self._state.erasing(partitions))
 
     def forget(self, partitions: Iterable[int]) -> None:
         """These are ours no more."""
@@ -84,7 +84,7 @@ class Erasures:
             return False
         if replica.holds_rows():
             self._noted.pop(name, None)
-            self._state.forget_erasing(name)  # its rows came back before it was through
+            self._state.forget_erasing(name)  # its rows came back before it was through, or it never was without
             return True
         if replica.is_rewritten and not self._state.is_erasing(name):
             return True

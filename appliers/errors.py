@@ -31,7 +31,7 @@ class TenantError(ApplyError):
     disposition = Disposition.QUARANTINE
     default_hint = (
         "`headrace tenant info` shows the record's place. Mend the cause and `headrace tenant release`, or go on without the"
-        " record by `headrace tenant skip`; `headrace relay --new-generation` copies afresh."
+        " record by `headrace tenant skip`; `headrace resync` makes the replica anew from Postgres."
     )
 
 
@@ -54,19 +54,22 @@ class RecordRefused(TenantError):
 class ReplicaCorrupt(TenantError):
     """The replica's file is damaged."""
 
-    default_hint = "The file is left as it is. Move it away; `headrace relay --new-generation` copies afresh."
+    default_hint = "`headrace resync` makes the replica anew from Postgres, in a new file."
 
 
 class ReplicaForeign(TenantError):
     """A file in the replica's place that is not this tenant's replica; it is not touched."""
 
-    default_hint = "Move the file away, or point `replicas.path` to a directory of Headrace's own."
+    default_hint = (
+        "Point `replicas.path` to a directory of Headrace's own; or `headrace resync` makes the replica anew, and sets the "
+        "file aside."
+    )
 
 
 class ReplicaLost(TenantError):
     """The replica's file was removed or exchanged: a new one would hold only what changes from now on."""
 
-    default_hint = "`headrace relay --new-generation` copies afresh. An older copy of the file lacks what came after it."
+    default_hint = "`headrace resync` makes it anew from Postgres. An older copy of the file lacks what came after it."
 
 
 class SnapshotDamaged(TenantError):
@@ -76,7 +79,7 @@ class SnapshotDamaged(TenantError):
     """
 
     default_hint = (
-        "Restore the object from the store's own versions or backup; `headrace relay --new-generation` copies afresh."
+        "Restore the object from the store's own versions or backup; `headrace resync` makes the replica anew from Postgres."
     )
 
 
@@ -184,5 +187,5 @@ class ReleaseRefused(ApplyError):
     """What was asked of a quarantined tenant cannot be done; it stays as it is."""
 
     default_hint = (
-        "`headrace tenant info` shows where the tenant stands now; `headrace relay --new-generation` copies afresh."
+        "`headrace tenant info` shows where the tenant stands now; `headrace resync` makes the replica anew from Postgres."
     )

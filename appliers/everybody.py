@@ -105,18 +105,11 @@ class Everybody:
                 self._truncates.end(body, record.partition)
                 if noted:
                     self._each(record, _place(body), lambda r: finish(r, noted, body))
-            case CopyBegin(generation):
-                self._truncates.forget(record.partition)
-                for name in self._backlog.names(record.partition):
-                    self._backlog.discard(name)
-                if generation > partition.generation:
-                    partition.generation, partition.ready = generation, False
-                    partition.lsn = partition.time_us = 0  # LSNs of two generations do not compare
-                    self._marks.begin(partition)
-                    self._quarantine.release(record.partition, lambda name: self._replicas.path(name).exists())
+            case CopyBegin():
+                self._begin_copy(body, record.partition)
             case CopyEnd(generation, commit_lsn):
                 if generation >= partition.generation:
-                    self._each(record, _place(body), lambda r: r.finish_copy(generation, commit_lsn))
+                    self._each(record, _place(body), lambda r: r.finish_copy(generation, commit_lsn, kept=body.kept))
                     self._follower.copied(partition, commit_lsn)
                     partition.generation, partition.ready = generation, True
             case RefillBegin() | RefillEnd() if not self._is_current(body.generation, record):
@@ -127,6 +120,18 @@ class Everybody:
                 self._each(record, _place(body), lambda r: r.end_refill(body))
             case _:
                 raise EnvelopeUnknown("A record for everybody that nobody knows", offset=record.offset)
+
+    def _begin_copy(self, body: CopyBegin, number: int) -> None:
+        partition = self._partitions[number]
+        self._truncates.forget(number)
+        for name in self._backlog.names(number):
+            self._backlog.discard(name)
+        if body.generation > partition.generation:
+            partition.generation, partition.ready = body.generation, False
+            partition.lsn = partition.time_us = 0  # LSNs of two generations do not compare
+            self._marks.begin(partition)
+            if not body.kept:  # else nobody's rows come again
+                self._quarantine.release(number, lambda name: self._replicas.path(name).exists())
 
     def _each(self, record: Record, at: Position, act: Callable[[Replica], None]) -> None:
         names = [*self._replicas.names(record.partition), *self._replicas.names_of_all()]

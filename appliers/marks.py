@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, NamedTuple
 
+import msgspec
+
 from appliers.state import PartitionState
 
 _MOST: Final = 4096
@@ -50,4 +52,4 @@ class Marks:
         marks = self._marks[state.partition]
         while len(marks) > 1 and marks[1].offset < offset:
             marks.popleft()
-        return PartitionState(state.partition, offset, state.generation, state.ready, marks[0].lsn, marks[0].time_us)
+        return msgspec.structs.replace(state, offset=offset, lsn=marks[0].lsn, time_us=marks[0].time_us)

@@ -40,7 +40,18 @@ APPLIER: Final = "applier"
 """Who did what nobody asked for."""
 
 Action = Literal["release", "skip"]
-Event = Literal["stopped", "asked to release", "asked to skip", "released", "stopped again", "refused", "erased"]
+Event = Literal[
+    "stopped",
+    "asked to release",
+    "asked to skip",
+    "asked to erase",
+    "released",
+    "stopped again",
+    "refused",
+    "erased",
+    "resynced",
+    "not resynced",
+]
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -89,6 +100,12 @@ class Orders:
             self._conn.execute("insert or replace into orders values (?, ?, ?, ?, ?)", msgspec.structs.astuple(order))
             event: Event = "asked to release" if order.action == "release" else "asked to skip"
             self.note(order.tenant, event, order.asked_by, order.position, order.asked_ms)
+
+    def ask_to_erase(self, tenant: str, partition: int, by: str) -> None:
+        """Nothing is to be left of a tenant without rows (`appliers.erasure`)."""
+        with translated(self._path), self._conn:
+            self._conn.execute("insert or ignore into erasing values (?, ?)", (tenant, partition))
+            self.note(tenant, "asked to erase", by, "")
 
     def settle(self, order: Order, event: Event, detail: str) -> None:
         """This came of it; within the caller's transaction, if there is one. One that was given since stays."""

@@ -34,6 +34,7 @@ from appliers.place import partition_directory
 from appliers.quarantine import Quarantine
 from appliers.release import Releases
 from appliers.replicas import Replicas
+from appliers.resync import Resyncs
 from appliers.saving import Saving
 from appliers.state import PartitionState, State
 from appliers.truncates import Truncates
@@ -67,6 +68,7 @@ class Ownership:
         saving: Saving,
         handover: Handover,
         releases: Releases,
+        resyncs: Resyncs,
         erasures: Erasures,
     ) -> None:
         self._partitions = partitions
@@ -81,6 +83,7 @@ class Ownership:
         self._saving = saving
         self._handover = handover
         self._releases = releases
+        self._resyncs = resyncs
         self._erasures = erasures
         self._waiting: dict[int, float] = {}
         """Assigned, and locked by another process: since when."""
@@ -207,6 +210,7 @@ class Ownership:
     def _leave(self, partitions: Collection[int]) -> None:
         """Steps 1 to 3: nothing of these is read or written from here on."""
         self._releases.leave(partitions)
+        self._resyncs.leave(partitions)
         for partition in partitions:
             self._waiting.pop(partition, None)
             self._partitions.pop(partition, None)

@@ -1,5 +1,5 @@
 """Tenants that stopped: noted in the state, passed over from there on, free again when somebody releases them
-(`appliers.release`), or with a new generation.
+(`appliers.release`), made anew (`appliers.resync`), or with a new generation.
 
 Invariants: the first reason stands, and names the first record that was not applied. What the tenant had open or waiting
 is let go of (`on_stop`), so that it holds back no offset; `floor` says from where its records are to be read again.
@@ -106,6 +106,12 @@ class Quarantine:
         """The tenant has been brought to where its partition is: it goes on with the others."""
         self._state.release(order.tenant, order, detail)
         del self._entries[order.tenant]
+
+    def cured(self, name: str, detail: str) -> None:
+        """Its replica has been made anew, and is where its partition is."""
+        self._on_copy(name)
+        self._state.release(name, None, detail)
+        del self._entries[name]
 
     def release(self, partition: int, has_file: Callable[[str], bool]) -> None:
         """A new generation copies quarantined tenants afresh, unless a file in their place is what is wrong with them."""

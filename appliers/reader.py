@@ -20,7 +20,7 @@ import apsw
 import msgspec
 
 from appliers import versions
-from appliers.errors import ReplicaForeign, ReplicaReplaced, ReplicasMissing, StateForeign, TenantUnknown
+from appliers.errors import ReplicaCorrupt, ReplicaForeign, ReplicaReplaced, ReplicasMissing, StateForeign, TenantUnknown
 from appliers.place import SHARED_FILE, SUFFIX, decode_name, partition_directory, replica_path
 from appliers.position import TenantPosition, read_position
 from appliers.replica import open_read_only, recognise, storage_error
@@ -113,7 +113,14 @@ class ReplicaReader:
         return read_position(self.connection)
 
     def tables(self) -> list[TableInfo]:
-        """The source's tables, by name. Counts every row: milliseconds for a megabyte."""
+        """The source's tables, by name. Counts every row: milliseconds for a megabyte. Raises ReplicaCorrupt when one is not
+        there, or another than it is said to be."""
+        try:
+            return self._tables()
+        except apsw.SQLError as error:
+            raise ReplicaCorrupt(f"The replica is not as it says that it is: {error}", path=str(self.path)) from error
+
+    def _tables(self) -> list[TableInfo]:
         rows = self.connection.execute(
             "select name, source_schema || '.' || source_table, primary_key from _headrace_tables order by name"
         ).fetchall()

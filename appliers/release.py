@@ -73,9 +73,12 @@ class Releases:
         wake: Callable[[], None],
         open_log: Callable[[], LogReader] | None,
         released: Callable[[str], None],
+        ordered: Callable[[], None],
     ) -> None:
         """`wake`: makes the loop come round. `open_log`: another reader of its log; without it orders wait for an applier
-        that has one. `released` is told of a tenant that goes on. Raises StorageUnavailable."""
+        that has one. `released` is told of a tenant that goes on, `ordered` that somebody may have asked for something.
+
+        Raises StorageUnavailable."""
         self._partitions = partitions
         self._state = state
         self._replicas = replicas
@@ -84,6 +87,7 @@ class Releases:
         self._overrides = overrides
         self._open_log = open_log
         self._released = released
+        self._ordered = ordered
         self._log: LogReader | None = None
         self._listener = Listener(state.root, wake) if open_log else None
         self._orders: list[Order] = []
@@ -101,6 +105,7 @@ class Releases:
             return False
         if self._state.orders.changed():
             self._orders = self._state.orders.all()
+            self._ordered()
         current = self._current or self._begin()
         if current is None:
             self._not_before = None

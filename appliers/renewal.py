@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -106,17 +106,30 @@ class Renewals:
         """Give the name to the new file, which is whole. The replica that wrote the old one is ours from here on, even when
         this fails. Raises TenantError, StorageUnavailable."""
         replica = self._filling[name].replica
+        with self._replaced(name, replica):
+            self._filling[name].finish()
+            del self._filling[name]
+        log.info("a reader holds a replica's WAL; the replica goes on in a new file", path=str(replica.path))
+
+    def replace(self, name: str, replica: Replica, file: Path) -> None:
+        """Give the name to another file, which is durable; otherwise as `exchange`."""
+        self.abandon(name)
+        with self._replaced(name, replica):
+            versions.switch(replica.path, file)
+
+    @contextmanager
+    def _replaced(self, name: str, replica: Replica) -> Iterator[None]:
+        """The old file, around the switch."""
         file = versions.file_of(replica.path)
         try:
             with self._abandoned(name, replica.path):
-                self._filling[name].finish()
-                del self._filling[name]
-                retire(replica.connection)
+                yield
+                with suppress(apsw.SQLError):  # not of the shape that it should have: its file's number tells readers alone
+                    retire(replica.connection)
         except HeadraceError:
             replica.close()
             raise
         self._left[file] = replica
-        log.info("a reader holds a replica's WAL; the replica goes on in a new file", path=str(replica.path))
 
     @contextmanager
     def _abandoned(self, name: str, path: Path) -> Iterator[None]:

@@ -43,6 +43,7 @@ from fanout.envelope import (
     Position,
     RefillBegin,
     RefillEnd,
+    Resync,
     Schema,
     Truncate,
 )
@@ -82,6 +83,21 @@ class Part(Protocol):
     def fetch(self, max_records: int, max_bytes: int, timeout_s: float | None) -> Sequence[Record]:
         """As LogReader, and at the end nothing, at once."""
         ...
+
+
+class Given:
+    """Records that are in memory: a `Part` of the log."""
+
+    def __init__(self, records: Sequence[Record], copied: Mapping[int, Copied]) -> None:
+        self.copied = copied
+        self.done = False
+        self._records = records
+
+    def fetch(self, max_records: int, max_bytes: int, timeout_s: float | None) -> Sequence[Record]:
+        """All at once."""
+        del max_records, max_bytes, timeout_s
+        self.done = True
+        return self._records
 
 
 class TenantReplay:
@@ -144,6 +160,8 @@ class TenantReplay:
             body = envelope.decode(record.value)
             if isinstance(body, Changes):
                 self._put(record, body)
+            elif isinstance(body, Resync):
+                pass  # what it brings is what changes have brought
             elif record.key is not None:
                 raise EnvelopeUnknown("A tenant's record that holds no changes", offset=record.offset)
             else:
@@ -250,7 +268,7 @@ class TenantReplay:
                 if generation >= self._generation:
                     self._generation, self._ready = generation, True
                     if replica is not None:
-                        replica.finish_copy(generation, commit_lsn)
+                        replica.finish_copy(generation, commit_lsn, kept=body.kept)
             case _ if not self._is_current(body.generation, record):
                 pass
             case Truncate():

@@ -2,7 +2,7 @@
 
 The file is an ordinary SQLite database in WAL mode that stock SQLite opens. Beside the source's tables it holds
 
-    _headrace_meta       format, tenant, rewritten
+    _headrace_meta       format, tenant, rewritten, resynced
     _headrace_position   one row: what has been applied (`appliers.position`)
     _headrace_tables     one row a table: the shape it has now
     _headrace_columns    one row a column: its Postgres type, by which `appliers.pgtext` tells what Postgres printed
@@ -26,7 +26,7 @@ import apsw
 from appliers import migration, position, types, versions
 from appliers.catalog import Catalog
 from appliers.errors import ReplicaCorrupt, ReplicaForeign, ReplicaReplaced, SchemaDrift, StorageUnavailable
-from appliers.place import SUFFIX, is_missing
+from appliers.place import is_missing
 from appliers.table import NOTES_PREFIX, Plan, quote
 
 APPLICATION_ID: Final = 0x48445252  # "HDRR"
@@ -83,7 +83,7 @@ class Template:
     def content(self) -> bytes:
         """A whole database file in WAL mode, with every known table and the position START."""
         if self._version != self._catalog.version:
-            path = self._directory / f".template-{os.getpid()}-{int(self._shared)}{SUFFIX}"
+            path = self._directory / f".template-{os.getpid()}-{int(self._shared)}.new"
             path.unlink(missing_ok=True)
             conn = apsw.Connection(str(path))
             conn.pragma("journal_mode", "wal")
@@ -221,6 +221,17 @@ def rewritten_at(conn: apsw.Connection) -> str | None:
     """The position as of the last `rewrite`. Raises apsw.Error."""
     found = conn.execute("select value from _headrace_meta where name = 'rewritten'").get
     return None if found is None else str(found)
+
+
+def resynced_by(conn: apsw.Connection) -> str | None:
+    """Which resync (`appliers.resync.Attempt`) made the replica, and as of which LSN, if one did. Raises apsw.Error."""
+    found = conn.execute("select value from _headrace_meta where name = 'resynced'").get
+    return None if found is None else str(found)
+
+
+def note_resync(conn: apsw.Connection, attempt: str) -> None:
+    """Which resync has made it. Raises apsw.Error."""
+    conn.execute("insert or replace into _headrace_meta values ('resynced', ?)", (attempt,))
 
 
 def rewrite(conn: apsw.Connection, position: str) -> bool:

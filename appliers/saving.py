@@ -17,6 +17,7 @@ from appliers.follow import Follower
 from appliers.handover import Handover
 from appliers.marks import Marks
 from appliers.replicas import Replicas
+from appliers.resync import Resyncs
 from appliers.settings import WorkerOptions
 from appliers.state import PartitionState, State
 from appliers.truncates import Truncates
@@ -36,6 +37,7 @@ class Saving:
         replicas: Replicas,
         backlog: Backlog,
         truncates: Truncates,
+        resyncs: Resyncs,
         follower: Follower,
         marks: Marks,
         check: Callable[[], None],
@@ -48,6 +50,7 @@ class Saving:
         self._replicas = replicas
         self._backlog = backlog
         self._truncates = truncates
+        self._resyncs = resyncs
         self._follower = follower
         self._marks = marks
         self.check = check
@@ -78,7 +81,11 @@ class Saving:
     def floors(self) -> dict[int, PartitionState]:
         """Each partition's state as it may be saved: not past the first chunk of a transaction that is not whole."""
         opened: dict[int, int] = {}
-        for places in (self._replicas.open_offsets(), self._truncates.first_offsets(), self._backlog.first_offsets()):
+        holders = (
+            self._replicas.open_offsets,
+            *(one.first_offsets for one in (self._truncates, self._backlog, self._resyncs)),
+        )
+        for places in (holder() for holder in holders):
             for partition, offset in places:
                 opened[partition] = min(offset, opened.get(partition, offset))
         return {

@@ -28,7 +28,7 @@ import msgspec
 
 from appliers.catalog import Catalog, Place, place_of
 from appliers.errors import PartitionInUse, StateForeign
-from appliers.orders import APPLIER, Order, Orders
+from appliers.orders import APPLIER, Event, Order, Orders
 from appliers.orders import CREATE as CREATE_ORDERS
 from appliers.place import SHARED_NAME, partition_directory
 from appliers.replica import alone
@@ -46,7 +46,7 @@ _CREATE = """
 create table meta (name text primary key, value text not null) strict;
 create table partitions (
   partition integer primary key, offset integer not null, generation integer not null, ready integer not null,
-  lsn integer not null, time_us integer not null
+  lsn integer not null, time_us integer not null, stale integer not null default 0
 ) strict;
 create table schemas (digest integer primary key, generation integer not null, body blob not null) strict;
 create table facts (id integer primary key check (id = 1), generation integer, commit_lsn integer, body blob) strict;
@@ -75,7 +75,8 @@ alter table quarantine add column ready integer not null default 0;
 
 
 class PartitionState(msgspec.Struct):
-    """`offset`: read from here on. `lsn`, `time_us`: the last Progress record applied. `ready`: its copy is whole."""
+    """`offset`: read from here on. `lsn`, `time_us`: the last Progress record applied. `ready`: its copy is whole. `stale`:
+    replicas may lack what was written while the slot was lost."""
 
     partition: int
     offset: int = BEGINNING
@@ -83,6 +84,7 @@ class PartitionState(msgspec.Struct):
     ready: bool = False
     lsn: int = 0
     time_us: int = 0
+    stale: bool = False
 
 
 class Tables(NamedTuple):
@@ -123,8 +125,8 @@ class Quarantined(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def select_partitions(conn: apsw.Connection) -> dict[int, PartitionState]:
     """Every partition's state as saved."""
-    rows: list[Any] = conn.execute("select partition, offset, generation, ready, lsn, time_us from partitions").fetchall()
-    states = (PartitionState(row[0], row[1], row[2], bool(row[3]), row[4], row[5]) for row in rows)
+    rows: list[Any] = conn.execute("select * from partitions").fetchall()
+    states = (PartitionState(row[0], row[1], row[2], bool(row[3]), row[4], row[5], any(row[6:])) for row in rows)
     return {state.partition: state for state in states}
 
 
@@ -199,6 +201,8 @@ class State:
                     conn.execute(_CREATE_LATER + CREATE_ORDERS)
                     if not conn.execute("select count(*) from pragma_table_info('quarantine') where name = 'floor'").get:
                         conn.execute(_WIDEN_QUARANTINE)
+                    if not conn.execute("select count(*) from pragma_table_info('partitions') where name = 'stale'").get:
+                        conn.execute("alter table partitions add column stale integer not null default 0")
                     meta = {str(name): value for name, value in conn.execute("select name, value from meta")}
         self.orders = Orders(conn, path)
         if not meta.keys() >= {"format", "log", "partitions"}:
@@ -373,8 +377,11 @@ class State:
                 replicas,
             )
             self._conn.executemany(
-                "insert or replace into partitions values (?, ?, ?, ?, ?, ?)",
-                [(s.partition, s.offset, s.generation, int(s.ready), s.lsn, s.time_us) for s in states.values()],
+                "insert or replace into partitions values (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (s.partition, s.offset, s.generation, int(s.ready), s.lsn, s.time_us, int(s.stale))
+                    for s in states.values()
+                ],
             )
 
     def quarantine(self, entry: Quarantined) -> None:
@@ -409,6 +416,11 @@ class State:
                 self._conn.execute("delete from orders where tenant = ?", (tenant,))
                 self.orders.note(tenant, "released", APPLIER, detail)
 
+    def note(self, tenant: str, event: Event, detail: str) -> None:
+        """A line of the audit trail, of what the applier did."""
+        with translated(self._path):
+            self.orders.note(tenant, event, APPLIER, detail)
+
     def erasing(self, wanted: Iterable[int]) -> list[str]:
         """Tenants of these partitions whose erasure has begun."""
         with translated(self._path):
@@ -428,8 +440,11 @@ class State:
         self._write("insert or ignore into erasing values (?, ?)", (tenant, partition))
 
     def forget_erasing(self, tenant: str) -> None:
-        """It is not erased."""
-        self._write("delete from erasing where tenant = ?", (tenant,))
+        """It is not erased, because it has rows."""
+        with translated(self._path), self._conn:
+            self._conn.execute("delete from erasing where tenant = ?", (tenant,))
+            if self._conn.changes():
+                self.orders.note(tenant, "refused", APPLIER, "not erased: it has rows")
 
     def erased(self, tenant: str, detail: str) -> None:
         """Its erasure is done."""

@@ -33,6 +33,8 @@ from appliers.ownership import Ownership
 from appliers.quarantine import Quarantine
 from appliers.release import Releases
 from appliers.replicas import Replicas
+from appliers.resync import PREFIX as RESYNC
+from appliers.resync import Resyncs
 from appliers.saving import Saving
 from appliers.settings import WorkerOptions
 from appliers.state import PartitionState, State
@@ -99,7 +101,9 @@ class Worker:
             reader.wake,
             open_log,
             self._erasures.released,
+            lambda: self._erasures.load(self._partitions),
         )
+        self._resyncs = Resyncs(self._partitions, self._state, self._replicas, self._quarantine, handover, options.overrides)
         self._follower = Follower(catalog, self._replicas.names_in)
         self._delivery = Delivery(
             self._partitions,
@@ -136,6 +140,7 @@ class Worker:
             self._replicas,
             self._backlog,
             truncates,
+            self._resyncs,
             self._follower,
             marks,
             self._check,
@@ -154,6 +159,7 @@ class Worker:
             self._saving,
             handover,
             self._releases,
+            self._resyncs,
             self._erasures,
         )
         replicas = self._replicas
@@ -222,6 +228,7 @@ class Worker:
 
     def _close(self) -> None:
         self._releases.close()
+        self._resyncs.close()
         self._handover.close()
         self._replicas.close()
         self._backlog.close()
@@ -249,9 +256,16 @@ class Worker:
         groups: dict[bytes, list[Record]] = {}
         progress: list[tuple[Record, Progress]] = []
         reached: dict[int, int] = {}
-        bodies = self._bodies
+        bodies, making = self._bodies, self._resyncs.making
         for record in records:
             reached[record.partition] = record.offset + 1
+            if record.value.startswith(RESYNC):
+                self._delivery.apply(groups)
+                groups = {}
+                self._resyncs.take(record)
+                continue
+            if making:
+                self._resyncs.see(record)
             if record.key is not None:
                 group = groups.get(record.key)
                 if group is None:
@@ -277,6 +291,7 @@ class Worker:
         failpoints.hit("applier.2-grouped")
         self._delivery.apply(groups)
         failpoints.hit("applier.3-applied")
+        self._resyncs.step()
         self._renew()
         for partition, offset in reached.items():
             self._partitions[partition].offset = offset
@@ -284,6 +299,7 @@ class Worker:
             state = self._partitions[record.partition]
             if _reached(state) <= _reached(said):  # a dead relay's late one takes nothing back
                 state.lsn, state.time_us = said.lsn, said.time_us
+                state.stale = any(refill.kept for refill in said.refills)
                 self._marks.note(record.partition, record.offset, said.lsn, said.time_us)
         self.status.records += len(records)
         self._teller.news()

@@ -11,13 +11,13 @@ from typing import Final
 
 from rich.console import Console
 
-from benchmarks import applier, decode, end_to_end, fleet, large_transaction, latency, machine, relay, targets
+from benchmarks import applier, decode, end_to_end, first_copy, fleet, large_transaction, latency, machine, relay, targets
 from benchmarks.report import Report
 from benchmarks.workload import Shape
 from benchmarks.workspace import Workspace
 
 DEFAULT_PARTS: Final = ("relay", "applier", "e2e", "latency", "decode")
-PARTS: Final = (*DEFAULT_PARTS, "large", "isolation", "fleet")
+PARTS: Final = (*DEFAULT_PARTS, "copy", "resync", "large", "isolation", "fleet")
 _WITHOUT_SERVER: Final = {"decode", "fleet"}
 _PLACES: Final = ("dir", "results", "profile")
 """Options that name places of one machine: they are not kept."""
@@ -109,6 +109,10 @@ def _on_a_server(options: argparse.Namespace, shape: Shape, report: Report) -> N
             latency.run(workspace, report, options.rate, options.seconds, logs, options.appliers)
         if "isolation" in options.parts:
             latency.beside_a_loud_tenant(workspace, report, options.rate, options.seconds, logs, options.appliers)
+        if "copy" in options.parts:
+            first_copy.run(workspace, report, options.rows, options.runs, logs)
+        if "resync" in options.parts:
+            latency.beside_a_resync(workspace, report, options.rate, options.seconds, logs, options.appliers)
         if "large" in options.parts:
             large_transaction.run(workspace, report, options.large_rows, logs)
 

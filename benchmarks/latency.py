@@ -5,14 +5,18 @@ one is of a tenant that is watched. Replicas are warm: each tenant had rows befo
 two processes at the ends cost is told beside what the product costs.
 
 `beside_a_loud_tenant` measures the same tenants twice: alone, and beside one tenant that has nine in ten of all rows.
+`beside_a_resync` too: alone, and while the replica of a tenant with 100,000 rows is made anew, over and over.
 """
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
+import threading
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 import psycopg
@@ -23,9 +27,12 @@ from benchmarks.latency_sides import Watched, WatchRequest, WriteRequest, Writte
 from benchmarks.pipeline import Pipeline
 from benchmarks.report import Measurement, Report
 from benchmarks.workspace import Workspace
+from headrace.config import load
+from headrace.resync import resync
 
 PART: Final = "latency"
 ISOLATION: Final = "isolation"
+RESYNC: Final = "resync"
 _DATABASE: Final = "bench_latency"
 """Also the name of its slot."""
 _TENANTS: Final = [f"t{number:04}" for number in range(workload.TENANTS)]
@@ -34,6 +41,8 @@ _LOUD: Final = "loud"
 _LOUD_ROWS: Final = 100
 """In each of its transactions."""
 _PRODUCTS: Final = 20
+_LARGE: Final = 100_000
+"""Rows of the tenant that is made anew."""
 _LATE_S: Final = 0.05
 _PATIENCE_S: Final = 60.0
 _WARM_UP_S: Final = 20.0
@@ -111,6 +120,55 @@ def beside_a_loud_tenant(
     )
 
 
+def beside_a_resync(
+    workspace: Workspace, report: Report, rate: float, seconds: float, logs: list[str], appliers: int
+) -> None:
+    """How long it takes to make a large tenant's replica anew, and how long others wait meanwhile."""
+    lines = []
+    for kind in logs:
+        p99s, took = [], list[float]()
+        for resyncing in (False, True):
+            measured = _measured(workspace, report, kind, rate, seconds, appliers, resyncing=resyncing)
+            report.add(measured)
+            visible, took = measured.more["visible after acknowledgement, ms"], measured.more["resyncs, s"]
+            p99s.append(visible["p99"])
+            times = (len(took), f"{statistics.median(took):.2f}", f"{max(took):.2f}") if took else ("-", "-", "-")
+            lines.append((measured.contender, *(f"{visible[q]:.2f}" for q in ("p50", "p99")), *times))
+        report.grow("resync s", statistics.median(took))
+        report.figures[f"resync {kind} p99"] = p99s[1] / p99s[0]
+    report.table(
+        f"Others at {rate:,.0f} transactions/s of 2 rows, and one tenant of {_LARGE:,} rows made anew: latency, ms; seconds",
+        ("log", "p50", "p99", "resyncs", "median s", "longest s"),
+        lines,
+    )
+
+
+class _Resyncing:
+    """A thread that has a tenant made anew again and again, as the command does."""
+
+    def __init__(self, config: Path, after_s: float) -> None:
+        self.took: list[float] = []
+        self._config = load(config)
+        self._after_s = after_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        pause_s = self._after_s
+        while not self._ended.wait(pause_s):
+            done = resync(self._config, [_LOUD], partition=None, wait_s=_PATIENCE_S)
+            self.took.append(done.seconds)
+            pause_s = 1.0
+
+
 def _measured(
     workspace: Workspace,
     report: Report,
@@ -120,17 +178,22 @@ def _measured(
     appliers: int,
     *,
     loud_rate: float | None = None,
+    resyncing: bool | None = None,
 ) -> Measurement:
-    """`loud_rate`: of the loud tenant; None: this is no measurement of isolation."""
+    """`loud_rate`: of the loud tenant; None: this is no measurement of isolation. `resyncing`: likewise, of resyncs."""
     dsn = workspace.server.dsn(_DATABASE)
-    _make_database(workspace, dsn)
+    _make_database(workspace, dsn, _PRODUCTS if resyncing is None else _LARGE)
     warm_up = min(_WARM_UP_S, seconds)
     with Pipeline(workspace, dsn, _DATABASE, kind, appliers) as pipeline:
         pipeline.start_appliers()
         pipeline.start_relay()
         pipeline.wait_until(lambda: _complete(pipeline.replicas), 120.0, 0.2)
         before = pipeline.usage()
-        written, seen = _drive(dsn, pipeline.replicas, rate, warm_up + seconds, loud_rate or 0.0)
+        took: list[float] = []
+        with ExitStack() as stack:
+            if resyncing:
+                took = stack.enter_context(_Resyncing(pipeline.config, warm_up)).took
+            written, seen = _drive(dsn, pipeline.replicas, rate, warm_up + seconds, loud_rate or 0.0)
         after = pipeline.usage()
         peaks = pipeline.peak_rss_mib()
     workspace.drop_slot(_DATABASE)
@@ -142,8 +205,8 @@ def _measured(
     first = min(written.sent.values()) + warm_up
     numbers = [number for number, at in written.sent.items() if at >= first and number in seen.seen]
     return Measurement(
-        part=PART if loud_rate is None else ISOLATION,
-        contender=f"{kind}, beside a loud tenant" if loud_rate else kind,
+        part=ISOLATION if loud_rate is not None else RESYNC if resyncing is not None else PART,
+        contender=f"{kind}, beside a {'loud tenant' if loud_rate else 'resync'}" if loud_rate or resyncing else kind,
         rows=2 * written.transactions + _LOUD_ROWS * written.loud,
         seconds=after.at - before.at,
         cpu_s=after.since(before) | {"application": written.cpu_s, "watcher": seen.cpu_s},
@@ -152,6 +215,7 @@ def _measured(
         more={
             "samples": len(numbers),
             "missing": missing,
+            "resyncs, s": took,
             "transactions/s": written.transactions / written.seconds,
             "late, ms": written.late_s * 1000,
             "watcher round p50, ms": seen.round_p50_s * 1000,
@@ -163,12 +227,14 @@ def _measured(
     )
 
 
-def _make_database(workspace: Workspace, dsn: str) -> None:
+def _make_database(workspace: Workspace, dsn: str, loud_products: int) -> None:
     workload.create_database(workspace.admin, _DATABASE)
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(_SCHEMA)
         conn.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (_DATABASE,))
-        conn.execute(_FIRST_ROWS, {"tenants": [*_TENANTS, *_WATCHED, _LOUD], "products": _PRODUCTS})
+        conn.execute(_FIRST_ROWS, {"tenants": [*_TENANTS, *_WATCHED], "products": _PRODUCTS})
+        conn.execute(_FIRST_ROWS, {"tenants": [_LOUD], "products": loud_products})
+        conn.execute("analyze")
         conn.execute("checkpoint")
 
 

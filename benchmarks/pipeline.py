@@ -46,7 +46,8 @@ class Usage(msgspec.Struct):
 class Pipeline:
     """Relay and appliers on one slot and a new log; `start_relay` starts the flow."""
 
-    def __init__(self, workspace: Workspace, dsn: str, slot: str, kind: str, appliers: int) -> None:
+    def __init__(self, workspace: Workspace, dsn: str, slot: str, kind: str, appliers: int, *, copied: bool = True) -> None:
+        """`copied`: the log begins behind a first copy of tables without rows; else the relay makes that copy."""
         self._workspace = workspace
         self.slot = slot
         self.directory = workspace.new_directory("pipeline")
@@ -54,9 +55,11 @@ class Pipeline:
         self._kind = kind
         self._appliers = appliers
         log = workspace.new_log(kind)
-        begin_log(log, dsn, slot)
-        self._config = self.directory / "headrace.toml"
-        self._config.write_text(_toml(dsn, slot, log, self.replicas, self.directory / "run"))
+        if copied:
+            begin_log(log, dsn, slot)
+        self._copied = copied
+        self.config = self.directory / "headrace.toml"
+        self.config.write_text(_toml(dsn, slot, log, self.replicas, self.directory / "run"))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._walsender = 0
 
@@ -83,9 +86,16 @@ class Pipeline:
             self.wait_until(lambda path=path: path.exists() and json.loads(path.read_bytes())["phase"] == "applying", 60.0)  # type: ignore[misc]
 
     def start_relay(self) -> None:
-        """Return when it reads the slot."""
+        """Return when it reads the slot; at once where it has to copy first."""
         self._start("relay", "relay")
-        self._walsender = self._workspace.wait_for_slot(self.slot, active=True)
+        if self._copied:
+            self._walsender = self._workspace.wait_for_slot(self.slot, active=True)
+
+    def stop_relay(self) -> None:
+        """In order."""
+        process = self._processes.pop("relay")
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float, pause_s: float = 0.005) -> None:
         """Raises RuntimeError with a process' last words when one has ended, TimeoutError."""
@@ -115,7 +125,7 @@ class Pipeline:
     def _start(self, name: str, *arguments: str) -> None:
         with (self.directory / f"{arguments[0]}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [_HEADRACE, *arguments, f"--config={self._config}", "--log-level=warning"],
+                [_HEADRACE, *arguments, f"--config={self.config}", "--log-level=warning"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

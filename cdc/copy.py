@@ -31,8 +31,8 @@ from cdc.pgoutput import Row
 from cdc.publication import PublishedTable
 from cdc.relation import Relation
 
-_BATCH_ROWS: Final = 1000
-_BATCH_BYTES: Final = 1 << 20
+_BATCH_ROWS: Final = 20_000
+_BATCH_BYTES: Final = 2 << 20
 _LOCK_WAIT_S: Final = 60.0
 _PAGES_A_SHARE: Final = 16_384  # 128 MB of 8 KB pages
 
@@ -110,7 +110,7 @@ def copy_tables(dsn: str, snapshot: str, tables: list[PublishedTable], workers: 
     todo: queue.SimpleQueue[Share] = queue.SimpleQueue()
     for share in shares_of(tables):
         todo.put(share)
-    results: queue.Queue[CopiedRows | Exception | None] = queue.Queue(maxsize=4 * workers)
+    results: queue.Queue[CopiedRows | Exception | None] = queue.Queue(maxsize=workers)
     stop = threading.Event()
 
     def put(rows: CopiedRows) -> bool:

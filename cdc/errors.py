@@ -92,7 +92,10 @@ class SourceMisconfigured(SourceError):
 class SlotMissing(SourceError):
     """The slot that the log continues from does not exist: changes since then are lost to it."""
 
-    default_hint = "Changes may be missing. `headrace relay --new-generation` makes a new slot and copies afresh."
+    default_hint = (
+        "Changes may be missing. `headrace recover` makes a new slot and brings what differs; "
+        "`headrace relay --new-generation` copies everything afresh."
+    )
 
 
 class SlotInUse(SourceError):
@@ -105,7 +108,10 @@ class SlotInUse(SourceError):
 class SlotInvalidated(SourceError):
     """Postgres removed the WAL that the slot needed (wal_status = lost)."""
 
-    default_hint = "The WAL is gone. `headrace relay --new-generation` makes a new slot and copies afresh."
+    default_hint = (
+        "The WAL is gone. `headrace recover` makes a new slot and brings what differs; "
+        "`headrace relay --new-generation` copies everything afresh."
+    )
 
 
 class SlotAhead(SourceError):
@@ -113,7 +119,8 @@ class SlotAhead(SourceError):
 
     default_hint = (
         "The slot was confirmed past the end of this log: is it the right log? "
-        "If so, `headrace relay --new-generation` makes a new slot and copies afresh."
+        "If so, `headrace recover` makes a new slot and brings what differs; "
+        "`headrace relay --new-generation` copies everything afresh."
     )
 
 
@@ -122,7 +129,8 @@ class SourceReplaced(SourceError):
 
     default_hint = (
         "This is not the server, or not the history, that the log came from. If that is intended, "
-        "`headrace relay --new-generation` starts a new generation with a fresh copy."
+        "`headrace recover` brings what differs, if it has the same tables (a replica that took over, a branch that was "
+        "restored); `headrace relay --new-generation` copies everything afresh."
     )
 
 

@@ -34,6 +34,7 @@ NAMES: Final = (
     "applier.5-committed",
     "applier.release-durable",
     "replica.renewal-durable",
+    "replica.resync-durable",
     "replica.switch-linked",
     "replica.switched",
     "snapshot.1-stored",

@@ -250,7 +250,7 @@ def _slot(slot: Slot) -> Finding:
         case SlotState.MISSING:
             return ok("slot", f"{slot.name} does not exist yet: the relay makes it at its first start")
         case SlotState.INVALIDATED:
-            return error("slot", f"{slot.name} has lost its WAL", "headrace relay --new-generation")
+            return error("slot", f"{slot.name} has lost its WAL", "headrace recover")
         case SlotState.FOREIGN:
             return error(
                 "slot",

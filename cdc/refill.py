@@ -25,26 +25,37 @@ PREFIX: Final = "headrace.refill"
 
 ASK_PREFIX: Final = "headrace.resync"
 """Of a transactional logical message by which an operator asks for a refill; its content is a RefillRequest in JSON:
-`select pg_logical_emit_message(true, 'headrace.resync', json_build_object('oid', 'public.items'::regclass::oid)::text)`."""
+`select pg_logical_emit_message(true, 'headrace.resync', json_build_object('oid', 'public.items'::regclass::oid)::text)`,
+or `json_build_object('tenant', 'acme')` for one tenant's replica."""
 
 
 class RefillRequest(msgspec.Struct, frozen=True):
-    """A table, or some of its rows, whose present values replicas lack.
+    """A table, or some of its rows, whose present values replicas lack; or a tenant whose replica is to be made anew.
 
     `replace`: rows that the source has no more must go too. `keys`: just the rows of these replica identities, each its
     values in the Relation's order; empty: every row. `by`: the identity's columns in that order; empty: not known.
+    `tenant`: with `keys`, in whose replica rows of these keys are wrong: those that are not its own go from it. Without an
+    `oid`, all tables of this tenant, into a new file. `slot`: for the relay of this slot alone; empty: for every one.
+    `compared`: the table has been compared since the generation began, and what was wrong has been asked for.
     """
 
-    oid: int
+    oid: int = 0
     replace: bool = False
     keys: tuple[tuple[str, ...], ...] = ()
     by: tuple[str, ...] = ()
+    tenant: str = ""
+    slot: str = ""
+    compared: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.oid and (not self.tenant or self.keys):
+            raise ValueError("name a table by its `oid`, or a `tenant`")
 
 
 def decode_request(content: bytes) -> RefillRequest:
     """The content of an operator's message. Raises MalformedMessage."""
     try:
-        return msgspec.json.decode(content, type=RefillRequest)
+        return msgspec.json.decode(content, type=RefillRequest, strict=False)  # Postgres writes an oid as a string
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise MalformedMessage(f"A {ASK_PREFIX} message that is not a request: {error}") from error
 
@@ -61,6 +72,10 @@ class Step(enum.Enum):
     """Every row at once, with writers shut out: for a table without a key."""
     GONE = "gone"
     """Nothing, because the table is not published any more: behind this message no row of it comes."""
+    RESYNC = "resync"
+    """Nothing yet: a tenant's replica is about to be made anew."""
+    RESYNC_ROWS = "resync rows"
+    """The next rows of that tenant, all of them as of one place behind the RESYNC."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,16 +83,19 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
     `settle`: not before every transaction is seen that may have been streamed already when this number was first given; 0:
     that is so.
-    `pause_s`: wait first, because the last try came to nothing.
+    `pause_s`: wait first, because the last try came to nothing. `tenant`: of a RESYNC; `oid` is 0 then.
     """
 
-    oid: int
+    oid: int = 0
     step: Step
     keys: tuple[tuple[str, ...], ...] = ()
     after: tuple[str, ...] = ()
     limit: int = 1
     settle: int = 0
     pause_s: float = 0.0
+    tenant: str = ""
+    number: int = 0
+    """Of a RESYNC_ROWS, from 1."""
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -88,6 +106,14 @@ class Look(msgspec.Struct, frozen=True):
     key: tuple[str, ...]
     rows: int
     """As Postgres estimates."""
+
+
+class Broken(msgspec.Struct, frozen=True):
+    """What a tenant's rows were read from is gone: they are to be read from the first again. `elsewhere`: no row of the
+    tenant is published here, where others serve some of the tenants; nothing is to be told of it."""
+
+    tenant: str
+    elsewhere: bool = False
 
 
 class Busy(msgspec.Struct, frozen=True):
@@ -130,6 +156,12 @@ class Piece(msgspec.Struct, kw_only=True):
     """Keys of the order whose rows were too much for one piece."""
     spool: IO[bytes] | None = None
     """The rows of a whole table; see `spooled`."""
+    as_of: int = 0
+    """Of a RESYNC_ROWS: the rows are those of all transactions whose commit_lsn is below, and of no other."""
+    attempt: int = 0
+    """Which of the tries to make the tenant's replica anew it belongs to."""
+    owners: dict[tuple[str, ...], list[str]] = {}
+    """Of keys that were asked for, and are true as they were read: in whose replicas they are wrong."""
 
     @property
     def identity(self) -> tuple[str, ...]:

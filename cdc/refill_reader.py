@@ -3,6 +3,9 @@
     Order --RefillReader--> Look                                           in `answers`
                         \\-> Piece in `pieces`, and its Note in the stream   one Postgres transaction for both
 
+A tenant's rows (Step.RESYNC_ROWS) are read in a transaction of their own, in which they all stand as of one place
+(`cdc.resync_reader`); the message then tells only where in the log they are.
+
 That transaction: ACCESS SHARE on the table, then the snapshot, then the table as published, the rows, the message. The
 lock shuts out DDL until the message has its place, so the rows have the shape that the table has there.
 
@@ -32,11 +35,13 @@ from cdc.copy import parse_copy_line, select_rows, table_name
 from cdc.errors import SourceError, SourceMisconfigured, SourceUnavailable
 from cdc.pgoutput import Row
 from cdc.publication import PublishedTable, published_tables
-from cdc.refill import PREFIX, Busy, Look, Note, Order, Piece, Snapshot, Step, encode_note, key_of, spool_rows
+from cdc.refill import PREFIX, Broken, Busy, Look, Note, Order, Piece, Snapshot, Step, encode_note, key_of, spool_rows
 from cdc.relation import Relation, ReplicaIdentity
+from cdc.resync_reader import Choose, ResyncReader
 
 PIECE_BYTES: Final = 256 << 10
 _NOTHING: Final = Relation(0, "", "", ReplicaIdentity.NOTHING, ())
+_NOBODY: Final = Snapshot(0, 0, frozenset())
 _LOCK_TIMEOUT_MS: Final = 500
 """Below deadlock_timeout, a second unless it is set: of DDL and a reader that wait for each other, the reader ends."""
 _LONGEST_PAUSE_S: Final = 1.0
@@ -77,13 +82,21 @@ class _Closed(Exception):
 class RefillReader:
     """The thread. `put`, `answers` and `close` are for one other thread."""
 
-    def __init__(self, dsn: str, publication: str, relay: int) -> None:
+    def __init__(self, dsn: str, publication: str, relay: int, choose: Choose, *, one_of_several: bool = False) -> None:
+        """`choose`: which rows are a tenant's. `one_of_several`: the publication has some of the tenants alone."""
         self._dsn = dsn
         self._publication = publication
         self._relay = relay
+        self._choose = choose
+        self._one_of_several = one_of_several
+        self._resync: ResyncReader | None = None
+        self._resync_next = ("", 0)
+        """Whose rows it reads, and the number of the order that goes on there."""
+        self._waiting: list[psycopg.Connection[Any]] = []
+        """Connections of it that may wait for something."""
         self._conn: psycopg.Connection[Any] | None = None
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Look | Busy | Exception] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Look | Busy | Broken | Exception] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         self._number = 0
@@ -105,7 +118,7 @@ class RefillReader:
             self._thread.start()
         self._orders.put(order)
 
-    def answers(self) -> Iterator[Look | Busy]:
+    def answers(self) -> Iterator[Look | Busy | Broken]:
         """What was found by now. Raises SourceError: what the thread could not do, and ended for."""
         try:
             os.eventfd_read(self.wakeup_fd)
@@ -128,10 +141,10 @@ class RefillReader:
         if self._thread is not None:
             self._orders.put(Order(oid=0, step=Step.LOOK))
             while self._thread.is_alive():
-                conn = self._conn
-                if conn is not None and not conn.closed:
-                    with contextlib.suppress(psycopg.Error):  # the thread may close it at this moment
-                        conn.cancel_safe(timeout=1.0)
+                for conn in filter(None, [self._conn, *self._waiting]):
+                    if not conn.closed:
+                        with contextlib.suppress(psycopg.Error):  # the thread may close it at this moment
+                            conn.cancel_safe(timeout=1.0)
                 self._thread.join(0.2)
         os.close(self.wakeup_fd)
 
@@ -148,10 +161,11 @@ class RefillReader:
         except Exception as error:  # noqa: BLE001 - `answers` raises it in the other thread
             self._answer(error)
         finally:
+            self._end_resync()
             if self._conn is not None:
                 self._conn.close()
 
-    def _answer(self, answer: Look | Busy | Exception) -> None:
+    def _answer(self, answer: Look | Busy | Broken | Exception) -> None:
         self._answers.put(answer)
         os.eventfd_write(self.wakeup_fd, 1)
 
@@ -170,8 +184,10 @@ class RefillReader:
                 with translated():
                     self._do(self._conn, order)
             except SourceError as error:
+                self._end_resync()  # its locks may be what this waits for, with somebody's DDL in between
                 self._pause(0)  # `close` cancels
-                if not isinstance(error, SourceUnavailable) and not isinstance(error.__cause__, _CHANGES):
+                passes = isinstance(error, SourceUnavailable) or isinstance(error.__cause__, _CHANGES)
+                if not passes and not order.tenant:
                     raise
                 self._obstacles[order.oid] = error.message
             else:
@@ -195,6 +211,9 @@ class RefillReader:
         return conn
 
     def _do(self, conn: psycopg.Connection[Any], order: Order) -> None:
+        if order.tenant:
+            self._do_tenant(conn, order)
+            return
         oids = [order.oid]
         if order.step is Step.LOOK:
             oids = [oid for (oid,) in conn.execute(_ANCESTORS, {"oid": order.oid})]
@@ -203,7 +222,7 @@ class RefillReader:
             if not order.settle or self._settle(conn, order):
                 self._obstacles.pop(order.oid, None)
                 with conn.transaction():
-                    self._put(conn, Piece(order=order, relation=_NOTHING, key=(), snapshot=Snapshot(0, 0, frozenset())))
+                    self._put(conn, Piece(order=order, relation=_NOTHING, key=(), snapshot=_NOBODY))
             else:
                 self._answer(Busy(order.oid))
             return
@@ -229,6 +248,52 @@ class RefillReader:
             self._read(conn, seen, piece)
             self._put(conn, piece)
         failpoints.hit("relay.refill-committed")
+
+    def _do_tenant(self, conn: psycopg.Connection[Any], order: Order) -> None:
+        if order.step is Step.RESYNC and self._one_of_several and not self._is_here(conn, order.tenant):
+            self._answer(Broken(order.tenant, elsewhere=True))
+            return
+        piece = Piece(order=order, relation=_NOTHING, key=(), snapshot=_NOBODY)
+        try:
+            if order.step is Step.RESYNC_ROWS:
+                if order.number == 1:
+                    self._begin_resync(order)
+                if self._resync is None or self._resync_next != (order.tenant, order.number):
+                    self._answer(Broken(order.tenant))
+                    return
+                self._resync_next = (order.tenant, order.number + 1)
+                piece.as_of, some = self._resync.as_of, self._resync.next()
+                if some is not None:
+                    piece.relation, piece.rows, piece.more = some.relation, some.rows, True
+            with conn.transaction():
+                self._put(conn, piece)
+        except BaseException:
+            self._end_resync()
+            raise
+        failpoints.hit("relay.refill-committed")
+        if not piece.more:
+            self._end_resync()
+        self._obstacles.pop(order.oid, None)
+
+    def _is_here(self, conn: psycopg.Connection[Any], tenant: str) -> bool:
+        chosen = self._choose(published_tables(conn, self._publication), tenant)
+        queries = [sql.SQL("exists ({})").format(select_rows(one.table, one.conditions)) for one in chosen]
+        found = sql.SQL("select {}").format(sql.SQL(" or ").join(queries)) if queries else sql.SQL("select false")
+        row = conn.execute(found).fetchone()
+        return bool(row and row[0])
+
+    def _begin_resync(self, order: Order) -> None:
+        self._end_resync()
+        watch = self._waiting.append
+        self._resync = ResyncReader(self._dsn, self._publication, order.tenant, self._choose, PIECE_BYTES, watch)
+        self._resync_next = (order.tenant, order.number)
+
+    def _end_resync(self) -> None:
+        resync, self._resync = self._resync, None
+        if resync is not None:
+            with contextlib.suppress(psycopg.Error):  # it may be what failed
+                resync.close()
+        self._waiting.clear()
 
     def _put(self, conn: psycopg.Connection[Any], piece: Piece) -> None:
         """Its message into the stream, with the transaction that is open."""

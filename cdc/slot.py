@@ -128,9 +128,11 @@ def create_slot(
     )
     pgconn.send_query(statement.as_bytes(replication))
     deadline = time.monotonic() + timeout_s
+    readable = select.poll()  # as select() is not, for any number of a descriptor
     with translated(name):
+        readable.register(pgconn.socket, select.POLLIN)
         while pgconn.is_busy():
-            if not select.select([pgconn.socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if not readable.poll(max(0.0, deadline - time.monotonic()) * 1000):
                 with contextlib.suppress(psycopg.OperationalError):
                     pgconn.get_cancel().cancel()  # else the slot is made when nobody waits for it any more
                 raise _blocked(ordinary, name, timeout_s)

@@ -9,6 +9,7 @@ tests/fanout/test_envelope.py: a change that breaks them is a new version, never
     key = null         Schema Catalog Truncate Close for every tenant, in commit order; Dropped (version 2)
     key = null         Progress CopyBegin CopyEnd    how far the source is
     key = null         RefillBegin RefillEnd         a table is read again, and rows that do not come are gone (version 2)
+    key = tenant id    Resync                        rows of which its replica is made anew (version 2)
     key = null         Tables                        what the relay knows, for its own next start (version 2)
 
 Order and identity are `Position`: (generation, commit_lsn, chunk). A transaction of several records for one tenant
@@ -36,7 +37,7 @@ from fanout.errors import EnvelopeUnknown
 
 VERSION: Final = 1
 NEWER_VERSION: Final = 2
-"""Of records that hold an operation above TRUNCATE or are of a kind above Close."""
+"""Of records that hold an operation above TRUNCATE, are of a kind above Close, or of a copy that is `kept`."""
 
 FIRST_COPY_CHUNK: Final = -(1 << 40)
 
@@ -162,7 +163,7 @@ class Refill(msgspec.Struct, array_like=True):
 
     `keys`: just these rows; empty: the table, in the order of its key, from behind `after` on (empty: from the start).
     `replace`: rows that the source has no more go at the end. `begun`: its RefillBegin is in the log. `by`: whose values
-    `keys` are, as columns; empty: not known.
+    `keys` are, as columns; empty: not known. `tenant`: with oid 0, the one whose replica is to be made anew.
     """
 
     oid: int
@@ -171,6 +172,11 @@ class Refill(msgspec.Struct, array_like=True):
     begun: bool
     after: tuple[str, ...]
     by: tuple[str, ...] = ()
+    tenant: str = ""
+    owners: list[list[str]] = []
+    """In whose replicas each of `keys` is wrong; empty where none is named."""
+    kept: bool = False
+    """Any row may be wrong, from before the generation, until somebody has compared the table."""
 
 
 class Progress(msgspec.Struct, array_like=True, tag=5):
@@ -191,22 +197,27 @@ class Progress(msgspec.Struct, array_like=True, tag=5):
 
 
 class CopyBegin(msgspec.Struct, array_like=True, tag=6):
-    """A first copy starts: replicas of an older generation are no longer continued. Written before the slot is made."""
+    """A first copy starts: replicas of an older generation are no longer continued. Written before the slot is made.
+
+    `kept`: nothing is copied, and replicas go on with the rows that they have; see CopyEnd."""
 
     generation: int
     relay: int
     system_id: str
     timeline: int
     slot: str
+    kept: bool = False
 
 
 class CopyEnd(msgspec.Struct, array_like=True, tag=7):
-    """The copy is whole: a tenant that had no record in this generation has no rows."""
+    """The copy is whole: a tenant that had no record in this generation has no rows. `kept`: each has the rows that it had
+    in the generation before, as if they had been copied, and what was written between the two is brought by and by."""
 
     generation: int
     commit_lsn: int
     relay: int
     rows: int
+    kept: bool = False
 
 
 class Close(msgspec.Struct, array_like=True, tag=8):
@@ -237,6 +248,27 @@ class RefillEnd(msgspec.Struct, array_like=True, tag=10):
     relay: int
     commit_time_us: int
     schema: int
+
+
+class Resync(msgspec.Struct, array_like=True, tag=13):
+    """Rows from which a tenant's replica is made anew, in a new file, while the one that it has goes on.
+
+    `number`: 0 has no rows, and says that from here on the tenant's records are wanted for the new file too. Those that
+    follow bring its rows, all as of the place `as_of`: every transaction whose commit_lsn is below it, and no other. Behind
+    the one with `last` the new file gets what the log has had of the tenant since number 0, from `as_of` on, and takes the
+    place of the old one. (`relay`, `attempt`) tells one from another, and growing: a later one replaces what an earlier one
+    has begun. No transaction: what a replica holds stays what its position says.
+    """
+
+    generation: int
+    commit_lsn: int
+    number: int
+    last: bool
+    relay: int
+    attempt: int
+    commit_time_us: int
+    as_of: int
+    runs: list[Run]
 
 
 class Tables(msgspec.Struct, array_like=True, tag=11):
@@ -272,16 +304,17 @@ Envelope: TypeAlias = (
     | RefillEnd
     | Tables
     | Dropped
+    | Resync
 )
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Envelope)
 _PREFIX, _NEWER_PREFIX = bytes([VERSION]), bytes([NEWER_VERSION])
-_NEWER_KINDS: Final = frozenset({RefillBegin, RefillEnd, Tables, Dropped})
+_NEWER_KINDS: Final = frozenset({RefillBegin, RefillEnd, Tables, Dropped, Resync})
 
 
 def encode(envelope: Envelope, *, newer: bool = False) -> bytes:
-    """Envelope -> a record's value. `newer`: it is a Changes with an operation of version 2."""
+    """Envelope -> a record's value. `newer`: a Changes with an operation of version 2, or a copy that is `kept`."""
     if newer or type(envelope) in _NEWER_KINDS:
         return _NEWER_PREFIX + _encoder.encode(envelope)
     return _PREFIX + _encoder.encode(envelope)

@@ -50,6 +50,11 @@ class _Progress(_Timed, tag=5):
 
 class _CopyBegin(msgspec.Struct, array_like=True, gc=False, tag=6):
     generation: int
+    relay: int
+    system_id: str
+    timeline: int
+    slot: str
+    kept: bool = False
 
 
 class _CopyEnd(_Timed, tag=7):
@@ -79,6 +84,14 @@ class _Dropped(_Timed, tag=12):
     pass
 
 
+class _Resync(_Timed, tag=13):
+    number: int
+    last: bool
+    relay: int
+    attempt: int
+    time_us: int
+
+
 _Head: TypeAlias = (
     _Changes
     | _Schema
@@ -92,6 +105,7 @@ _Head: TypeAlias = (
     | _RefillEnd
     | _Tables
     | _Dropped
+    | _Resync
 )
 _decoder = msgspec.msgpack.Decoder(_Head)
 _VERSIONS: Final = frozenset({VERSION, NEWER_VERSION})
@@ -110,7 +124,11 @@ class Head(NamedTuple):
     is_rows: bool = False
     is_tables: bool = False
     """What tables look like from here on, or that they are gone."""
+    is_resync: bool = False
+    """Of a tenant, and none of its changes."""
     begins_copy: bool = False
+    keeps: bool = False
+    """Of one that begins a copy: what was before it still counts."""
     ends_copy: bool = False
 
     @property
@@ -133,9 +151,11 @@ def head(value: bytes) -> Head:
         case _Progress(generation, commit_lsn):
             return Head(Position(generation, commit_lsn, 0), written_us=max(1, found.time_us))
         case _CopyBegin(generation):
-            return Head(Position(generation, 0, FIRST_COPY_CHUNK), begins_copy=True)
+            return Head(Position(generation, 0, FIRST_COPY_CHUNK), begins_copy=True, keeps=found.kept)
         case _CopyEnd(generation, commit_lsn):
             return Head(Position(generation, commit_lsn, -1), ends_copy=True)
+        case _Resync():
+            return Head(Position(found.generation, found.commit_lsn, 0), found.time_us, is_resync=True)
         case _Truncate() | _Close() | _RefillBegin() | _RefillEnd():
             return Head(Position(found.generation, found.commit_lsn, 0), found.time_us)
         case _:

@@ -13,13 +13,13 @@ The router, in `fanout.router`, turns pieces into records; the thread that reads
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
 
 from cdc.pgoutput import Delete, Entry, Insert, Truncate, Update
-from cdc.refill import Busy, Look, Order, Piece, RefillRequest, Step, decode_note, identity_of, key_of
+from cdc.refill import Broken, Busy, Look, Order, Piece, RefillRequest, Step, decode_note, identity_of, key_of
 from cdc.relation import Relation, ReplicaIdentity
 from cdc.transaction import Transaction
 from fanout.envelope import Refill
@@ -34,13 +34,15 @@ _REPEAT_S: Final = (0.0, 0.01, 0.05, 0.2, 1.0)
 
 
 class _Table(msgspec.Struct):
-    """One table's refill. `keys`: asked for by key, in order; `by`: the key's columns, empty when they are not known.
-    `whole`: the table is asked for."""
+    """One table's refill. `keys`: asked for by key, in order, each with the tenants in whose replicas it is wrong; `by`: the
+    key's columns, empty when they are not known. `whole`: the table is asked for."""
 
     oid: int
-    keys: dict[Key, None] = {}
+    keys: dict[Key, set[str]] = {}
     by: tuple[str, ...] = ()
     whole: bool = False
+    kept: bool = False
+    """Any row may be wrong, until somebody has compared the table."""
     replace: bool = False
     begun: bool = False
     after: Key = ()
@@ -57,13 +59,15 @@ class _Table(msgspec.Struct):
         """Every row again, from the first."""
         self.begun, self.after, self.read_all, self.look, self.tracker = False, (), False, None, None
 
-    def ask_for_keys(self, keys: Iterable[Key], by: tuple[str, ...]) -> None:
+    def ask_for_keys(self, keys: Mapping[Key, Iterable[str]], by: tuple[str, ...]) -> None:
         """Rows by key, behind those that are asked for; too many are the whole table."""
         if self.keys and by and self.by and by != self.by:
             self.ask_for_all()
-        self.keys.update(dict.fromkeys(keys))
+        for key, owners in keys.items():
+            self.keys.setdefault(key, set()).update(owners)
         self.by = by or self.by
         if len(self.keys) > _MOST_KEYS:
+            self.replace = self.replace or any(self.keys.values())
             self.keys.clear()
             self.whole = True
             self.start_over()
@@ -83,7 +87,12 @@ class _Table(msgspec.Struct):
 
     @property
     def done(self) -> bool:
-        return not self.keys and not self.whole
+        return not self.keys and not self.whole and not self.kept
+
+    @property
+    def waits(self) -> bool:
+        """Whether rows are to be read."""
+        return bool(self.keys or self.whole)
 
 
 def of_this_key(requests: Iterable[RefillRequest], relation: Relation) -> list[RefillRequest]:
@@ -102,15 +111,26 @@ def _is_another(by: tuple[str, ...], relation: Relation) -> bool:
     return bool(by and identity) and by != identity and relation.identity is not ReplicaIdentity.FULL
 
 
+class _Tenant(msgspec.Struct):
+    """A tenant whose replica is made anew. `attempt`: of this try, once its RESYNC was met; `number`: of the record that
+    comes next."""
+
+    attempt: int = 0
+    number: int = 0
+    repeats: int = 0
+    rows: int = 0
+
+
 class Progressing(msgspec.Struct, frozen=True):
-    """The refill that is at hand, for people. `table`: empty when there is none. `waiting`: tables behind it.
-    `held_up_by`: what in Postgres it waits for; empty when it goes on."""
+    """The refill that is at hand, for people. `table`, or `tenant` whose replica is made anew; both empty: there is none.
+    `waiting`: others behind it. `held_up_by`: what in Postgres it waits for; empty when it goes on."""
 
     table: str = ""
     rows: int = 0
     rows_estimate: int = 0
     waiting: int = 0
     held_up_by: str = ""
+    tenant: str = ""
 
 
 class Refills:
@@ -121,24 +141,42 @@ class Refills:
         self._relay = relay
         self._pieces = pieces
         self._tables: dict[int, _Table] = {}
-        self._busy: int | None = None
-        """The table of the order at hand."""
+        self._tenants: dict[str, _Tenant] = {}
+        self._busy: int | str | None = None
+        """The table, or the tenant, of the order at hand."""
+        self._attempts = 0
+        self._tenant_next = False
+        """Tables and tenants have their turns alternately."""
         self._trackers = 0
         self.tracked: dict[int, Tracker] = {}
         """By oid; empty: `note` has nothing to do."""
         for refill in pending:
+            if refill.tenant:
+                self._tenants[refill.tenant] = _Tenant()
+                continue
             table = self._tables.setdefault(refill.oid, _Table(refill.oid))
-            if refill.keys:
-                table.ask_for_keys(refill.keys, refill.by)
+            if refill.kept:
+                table.kept = True
+            elif refill.keys:
+                owners: list[list[str]] = refill.owners or [[]] * len(refill.keys)
+                table.ask_for_keys(dict(zip(refill.keys, owners, strict=True)), refill.by)
             else:
                 table.whole, table.replace, table.begun, table.after = True, refill.replace, refill.begun, refill.after
 
     def ask(self, requests: Iterable[RefillRequest]) -> None:
-        """Put these behind what there is. A table that is being read already is read again from the start."""
+        """Put these behind what there is. What is being read already is read again from the start."""
         for request in requests:
+            if not request.oid:
+                self._tenants[request.tenant] = _Tenant()
+                continue
             table = self._tables.setdefault(request.oid, _Table(request.oid))
-            if request.keys:
-                table.ask_for_keys(request.keys, request.by)
+            if request.compared:
+                table.kept = False
+                if table.done:
+                    self.forget(request.oid)
+            elif request.keys:
+                owners = (request.tenant,) if request.tenant else ()
+                table.ask_for_keys(dict.fromkeys(request.keys, owners), request.by)
             else:
                 table.whole, table.replace = True, table.replace or request.replace
                 table.start_over()
@@ -151,6 +189,11 @@ class Refills:
             table.ask_for_all()
             self.tracked.pop(relation.oid, None)
 
+    def keep(self, oids: Iterable[int]) -> None:
+        """Replicas go on with the rows of these tables that they had before this generation."""
+        for oid in oids:
+            self._tables.setdefault(oid, _Table(oid)).kept = True
+
     def forget(self, oid: int) -> None:
         """Replicas have the table no more: nobody waits for its rows."""
         self._tables.pop(oid, None)
@@ -159,7 +202,7 @@ class Refills:
     def covers(self, oid: int) -> bool:
         """Whether the whole table is asked for: a row that replicas lack is going to come."""
         table = self._tables.get(oid)
-        return table is not None and table.whole
+        return table is not None and (table.whole or table.kept)
 
     def awaits(self, oid: int) -> bool:
         """Whether any rows of the table are asked for."""
@@ -170,32 +213,48 @@ class Refills:
         found = []
         for table in self._tables.values():
             if table.keys:
-                found.append(Refill(table.oid, False, list(table.keys), False, (), table.by))
+                owners = [sorted(owners) for owners in table.keys.values()] if any(table.keys.values()) else []
+                found.append(Refill(table.oid, False, list(table.keys), False, (), table.by, "", owners))
             if table.whole:
                 found.append(Refill(table.oid, table.replace, [], table.begun, table.after))
+            if table.kept:
+                found.append(Refill(table.oid, True, [], False, (), kept=True))
+        found += [Refill(0, True, [], False, (), (), tenant) for tenant in self._tenants]
         return found
 
     @property
     def active(self) -> bool:
         """Whether anything is to be read."""
-        return bool(self._tables)
+        return bool(self._tenants) or any(table.waits for table in self._tables.values())
 
     def progress(self, held_up_by: str) -> Progressing:
         """Where the refill at hand is."""
-        if not self._tables:
-            return Progressing()
-        table = self._tables.get(self._busy or 0) or next(iter(self._tables.values()))
+        tables = [table for table in self._tables.values() if table.waits]
+        others = len(tables) + len(self._tenants) - 1
+        if isinstance(self._busy, str) or not tables:
+            name, tenant = next(((n, t) for n, t in self._tenants.items() if self._busy in (n, None)), ("", None))
+            return Progressing("", tenant.rows, 0, others, held_up_by, name) if tenant else Progressing()
+        table = self._tables.get(self._busy or 0) or tables[0]
         name = table.look.relation.name if table.look and table.look.relation else str(table.oid)
-        return Progressing(name, table.rows, table.look.rows if table.look else 0, len(self._tables) - 1, held_up_by)
+        return Progressing(name, table.rows, table.look.rows if table.look else 0, others, held_up_by)
 
     # --- orders ---
 
     def next(self) -> Order | None:
         """The next order, when none is on its way. Rows that are asked for by key come first: tenants may wait for them.
         What cannot be had for now comes last."""
-        if self._busy is not None or not self._tables:
+        if self._busy is not None or not self.active:
             return None
-        table = min(self._tables.values(), key=lambda table: (table.repeats > 3, not table.keys))
+        tables = [table for table in self._tables.values() if table.waits]
+        if self._tenants and (self._tenant_next or not tables):
+            self._tenant_next = False
+            self._busy = name = next(iter(self._tenants))
+            tenant = self._tenants[name]
+            pause_s = _REPEAT_S[min(tenant.repeats, len(_REPEAT_S) - 1)] if not tenant.number else 0.0
+            step = Step.RESYNC_ROWS if tenant.number else Step.RESYNC
+            return Order(step=step, tenant=name, number=tenant.number, pause_s=pause_s)
+        self._tenant_next = True
+        table = min(tables, key=lambda table: (table.repeats > 3, not table.keys))
         self._busy = table.oid
         return self._order(table)
 
@@ -234,6 +293,15 @@ class Refills:
         if table is not None:
             table.repeats += 1
             self._tables[busy.asked] = table  # behind the others
+
+    def broken(self, answer: Broken) -> None:
+        """A tenant's rows are read from the first again; what the log has of them is replaced."""
+        self._busy = None
+        tenant = self._tenants.get(answer.tenant)
+        if tenant is not None and answer.elsewhere:
+            del self._tenants[answer.tenant]
+        elif tenant is not None:
+            self._tenants[answer.tenant] = _Tenant(repeats=tenant.repeats + 1)
 
     def looked(self, look: Look, *, wanted: bool) -> None:
         """The answer to an order that put nothing into the stream. `wanted`: the table's rows go to somebody."""
@@ -294,8 +362,10 @@ class Refills:
         piece = self._pieces.pop(note.number, None) if note.relay == self._relay else None
         if piece is None:
             return None
-        table = self._tables.get(self._busy or 0)
-        self._busy = None
+        busy, self._busy = self._busy, None
+        if piece.order.tenant:
+            return piece if self._met_tenant(piece) else None
+        table = self._tables.get(busy) if isinstance(busy, int) else None
         if table is None or table.oid != piece.order.oid or table.look is None:
             return None  # asked for anew meanwhile
         if piece.order.step is Step.GONE:
@@ -320,6 +390,7 @@ class Refills:
                     return None
             case Step.END | Step.WHOLE:
                 table.whole = False
+                table.kept = table.kept and not table.replace and piece.order.step is not Step.WHOLE
                 if piece.order.step is Step.WHOLE:
                     table.keys.clear()
         if not table.replace and table.read_all and not table.keys:
@@ -328,6 +399,24 @@ class Refills:
             del self._tables[table.oid]
             self.tracked.pop(table.oid, None)
         return piece
+
+    def _met_tenant(self, piece: Piece) -> bool:
+        order = piece.order
+        tenant = self._tenants.get(order.tenant)
+        if tenant is None or (tenant.number, order.step) != (
+            order.number,
+            Step.RESYNC_ROWS if tenant.number else Step.RESYNC,
+        ):
+            return False  # asked for anew meanwhile
+        if order.step is Step.RESYNC:
+            self._attempts += 1
+            tenant.attempt = self._attempts
+        piece.attempt = tenant.attempt
+        tenant.number += 1
+        tenant.rows += len(piece.rows)
+        if order.step is Step.RESYNC_ROWS and not piece.more:
+            del self._tenants[order.tenant]
+        return True
 
     def _take(self, table: _Table, piece: Piece) -> bool:
         """Take out what is not true any more, and note how far the refill is; False: nothing of it can be used."""
@@ -342,11 +431,15 @@ class Refills:
         keyed = [(key_of(piece.relation, identity, row), row) for row in piece.rows]
         piece.rows = [row for key, row in keyed if key not in unseen]
         asked = piece.order.keys
-        again = [key for key in (asked or [key for key, _ in keyed]) if unseen.get(key)]
+        again: dict[Key, Iterable[str]] = {key: () for key in (asked or [key for key, _ in keyed]) if unseen.get(key)}
         if asked:
+            again.update(dict.fromkeys(piece.left, ()))
             for key in asked:
-                table.keys.pop(key, None)
-            again += piece.left
+                owners = table.keys.pop(key, set())
+                if key in again or (owners and key in unseen):
+                    again[key] = owners
+                elif owners:
+                    piece.owners[key] = sorted(owners)
         elif last is not None:
             table.after = key_of(piece.relation, piece.key, last)
         cut = bool(piece.left) or (piece.more and len(keyed) < table.limit)

@@ -77,6 +77,8 @@ class RelayStatus(msgspec.Struct):
     commit_time_us: int = 0
     spilled_bytes: int = 0
     """On disk, of transactions that have not committed."""
+    refused: str = ""
+    """What was wrong with the last request for a refill that was none."""
     refill: Progressing = Progressing()
     """Which table's rows are read again, and what holds that up."""
 
@@ -89,6 +91,8 @@ class RelayOptions(msgspec.Struct, frozen=True, kw_only=True):
     publication: str
     placement: Placement = Placement()
     new_generation: bool = False
+    keep: bool = False
+    """Make a new slot, and copy nothing: what replicas have is compared afterwards."""
     copy_workers: int = 2
     slot_timeout_s: float = 60.0
     progress_interval_s: float = 1.0
@@ -151,10 +155,19 @@ class Relay:
             state = read_tail(self._reader)
             self._relay = max(self._relay, state.relay + 1)
             slot = inspect_slot(control, options.slot)
-            start = decide(state, slot, system, new_generation=options.new_generation)
+            start = decide(state, slot, system, new_generation=options.new_generation, keep=options.keep)
             self.status.generation = start.generation
             since, pending = (0, ()) if isinstance(start, Fresh) else (state.lsn, state.refills)
-            refilling = Refilling(options.dsn, options.publication, self._relay, since, pending)
+            refilling = Refilling(
+                options.dsn,
+                options.publication,
+                self._relay,
+                since,
+                pending,
+                self._tenancy,
+                options.slot,
+                one_of_several=bool(options.placement),
+            )
             tables = KnownTables(publication=options.publication, relay=self._relay)
             if not isinstance(start, Fresh):
                 # all that committed before is in the log, and what was known of the tables is as of there
@@ -163,7 +176,7 @@ class Relay:
             partitions = self._writer.partitions
             router = Router(self._tenancy, partitions, start.generation, self._relay, refilling.refills, tables)
             try:
-                confirmed = self._begin(start, control, replication, router, system)
+                confirmed = self._begin(start, control, replication, router, refilling, system)
             except _StopNow:
                 log.info("stopped within the first copy, which starts over", generation=start.generation)
                 return
@@ -190,6 +203,7 @@ class Relay:
         control: psycopg.Connection[Any],
         replication: psycopg.Connection[Any],
         router: Router,
+        refilling: Refilling,
         system: SystemIdentity,
     ) -> Lsn:
         if not isinstance(start, Fresh):
@@ -199,7 +213,8 @@ class Relay:
         self.status.phase = "copying"
         self._report()
         # the log knows of the copy before the slot exists: a slot that a crash leaves behind is then known to be ours
-        self._put_everywhere(CopyBegin(start.generation, self._relay, system.system_id, system.timeline, slot), durable=True)
+        begin = CopyBegin(start.generation, self._relay, system.system_id, system.timeline, slot, start.keep)
+        self._put_everywhere(begin, durable=True)
         failpoints.hit("relay.copy-begun")
         if start.drop_slot:
             drop_slot(control, slot)
@@ -207,24 +222,31 @@ class Relay:
         failpoints.hit("relay.copy-slot-made")
         point = created.consistent_point
         log.info("copying", slot=slot, generation=start.generation, consistent_point=format_lsn(point))
-        rows = self._copy(control, created.snapshot, router, point)
+        tables = self._describe(control, created.snapshot, router, point)
+        rows = 0 if start.keep else self._copy(created.snapshot, tables, router, point)
+        if start.keep:
+            refilling.refills.keep(table.relation.oid for table in tables if router.wants(table.relation))
         with translated(slot):
             control.execute("select 1")  # the lock is ours to the end, or this copy is not announced as whole
         self._note_tables(router)
-        self._put_everywhere(CopyEnd(start.generation, point, self._relay, rows))
+        self._put_everywhere(CopyEnd(start.generation, point, self._relay, rows, start.keep))
         failpoints.hit("relay.copy-ended")
-        self._put_everywhere(self._progress(start.generation, point, system), durable=True, mark=point)
+        progress = self._progress(start.generation, point, system, refilling.refills.pending())
+        self._put_everywhere(progress, durable=True, mark=point)
         log.info("copied", rows=rows, generation=start.generation)
         return point
 
-    def _copy(self, control: psycopg.Connection[Any], snapshot: str, router: Router, point: Lsn) -> int:
-        options = self._options
+    def _describe(self, control: psycopg.Connection[Any], snapshot: str, router: Router, point: Lsn) -> list[PublishedTable]:
         with translated(), control.transaction():
             control.execute("set transaction isolation level repeatable read, read only")
             control.execute(psycopg.sql.SQL("set transaction snapshot {}").format(psycopg.sql.Literal(snapshot)))
-            tables = published_tables(control, options.publication)
+            tables = published_tables(control, self._options.publication)
         for table in tables:
             self._append([router.describe(table.relation, point, table.facts)])
+        return tables
+
+    def _copy(self, snapshot: str, tables: list[PublishedTable], router: Router, point: Lsn) -> int:
+        options = self._options
         self.status.copy_rows_estimate = _estimate(tables)
         due = time.monotonic()
         for number, batch in enumerate(copy_tables(options.dsn, snapshot, tables, options.copy_workers)):
@@ -327,9 +349,13 @@ class Relay:
     def _refill(self, session: _Session, router: Router) -> None:
         """What has to be read again, and how far that is, also while nothing is streamed."""
         session.refilling.turn(router)
+        if router.refused:
+            self.status.refused, router.refused = router.refused, ""
+            log.error("a request for a refill was passed over", reason=self.status.refused)
+            self._report()
         now = time.monotonic()
         active = session.refilling.refills.active
-        if now >= session.refill_due if active else self.status.refill.table:
+        if now >= session.refill_due if active else self.status.refill != Progressing():
             session.refill_due = now + self._options.progress_interval_s
             self.status.refill = session.refilling.progress
             self._report()
@@ -384,7 +410,7 @@ class Relay:
             self._confirm(session)
 
     def _put_everywhere(self, body: envelope.Envelope, *, durable: bool = False, mark: int | None = None) -> None:
-        value = envelope.encode(body)
+        value = envelope.encode(body, newer=isinstance(body, CopyBegin | CopyEnd) and body.kept)
         while not self._writer.broadcast(value, mark):
             self._wait_for_room(None)
         self._writer.commit()

@@ -47,6 +47,8 @@ class LogState(msgspec.Struct, frozen=True):
     slot: str = ""
     refills: tuple[Refill, ...] = ()
     """What was still to be read again at `lsn`."""
+    kept: bool = False
+    """The generation is one whose replicas keep what they had."""
     tables_ms: int = 0
     """When the Tables record was appended that tells what was known at `lsn`; 0: there is none."""
 
@@ -56,6 +58,8 @@ class Fresh(msgspec.Struct, frozen=True):
 
     generation: int
     drop_slot: bool
+    keep: bool = False
+    """Copy nothing: replicas keep what they have, and it is compared afterwards."""
 
 
 class Resume(msgspec.Struct, frozen=True):
@@ -88,6 +92,7 @@ def read_tail(reader: LogReader) -> LogState:
         slot=newest.slot,
         refills=tuple(last.refills) if last is not None else (),
         tables_ms=last.tables_ms if last is not None else 0,
+        kept=any(isinstance(c, CopyBegin) and c.generation == newest.generation and c.kept for c in known),
     )
 
 
@@ -128,12 +133,14 @@ def _newest_control(records: Sequence[Record]) -> Progress | CopyBegin | None:
             controls.append(body)
         elif isinstance(body, CopyEnd) or (isinstance(body, Changes) and body.chunk < 0 and number == 0):
             # the end of a copy, or its midst: what it began with is too far back to look for
-            controls.append(CopyBegin(body.generation, body.relay, "", 0, ""))
+            controls.append(CopyBegin(body.generation, body.relay, "", 0, "", getattr(body, "kept", False)))
     # a dead relay's late records may stand behind those of its successor
     return max(controls, key=lambda c: (c.generation, isinstance(c, Progress), getattr(c, "lsn", 0)), default=None)
 
 
-def decide(state: LogState, slot: Slot, system: SystemIdentity, *, new_generation: bool = False) -> Start:
+def decide(
+    state: LogState, slot: Slot, system: SystemIdentity, *, new_generation: bool = False, keep: bool = False
+) -> Start:
     """How to start. Raises SlotMissing, SlotInUse, SlotInvalidated, SlotAhead, SourceReplaced, SourceMisconfigured."""
     exists = slot.state is not SlotState.MISSING
     if slot.state is SlotState.FOREIGN:
@@ -149,8 +156,10 @@ def decide(state: LogState, slot: Slot, system: SystemIdentity, *, new_generatio
     others = state.system_id and (state.system_id, state.slot) != (system.system_id, slot.name)
     if unfinished and exists and others and not new_generation:
         raise SlotAhead("The slot exists, but it is not the one that this log's unfinished copy made", slot=slot.name)
+    if keep and state.generation > 0:
+        return Fresh(state.generation + 1, drop_slot=exists, keep=True)
     if new_generation or unfinished:
-        return Fresh(state.generation + 1, drop_slot=exists)
+        return Fresh(state.generation + 1, drop_slot=exists, keep=state.kept and not new_generation)
     if state.generation == 0:
         if exists:
             raise SlotAhead(

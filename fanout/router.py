@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from cdc import catalog, refill
-from cdc.errors import UnknownRelation
+from cdc.errors import MalformedMessage, UnknownRelation
 from cdc.facts import TableFacts
 from cdc.pgoutput import UNCHANGED, Delete, Entry, Insert, LogicalMessage, Row, Truncate, Update, Value
 from cdc.preflight import identifier
@@ -34,6 +34,7 @@ from fanout.log.interface import partition_of
 from fanout.refill import Refills, of_this_key
 from fanout.tables import KnownTables
 from fanout.tenancy import (
+    SHARED_TENANT,
     ByColumn,
     Fixed,
     Ignored,
@@ -139,6 +140,8 @@ class Router:
         end before the next `route`."""
         self._newer: set[str] = set()
         """Tenants whose changes that are being collected need version 2 of the envelope."""
+        self.refused = ""
+        """What was wrong with the last request of an operator that was none."""
         self.skipped_rows = 0
         """Rows left out because a rule said so (`ignore`, `on_null = "skip"`)."""
         self.routed_rows = 0
@@ -194,7 +197,10 @@ class Router:
         if message.prefix == refill.PREFIX:
             return self._refilled(transaction, message.content)
         if message.prefix == refill.ASK_PREFIX:
-            self.wanted.append(refill.decode_request(message.content))
+            try:
+                self.wanted.append(refill.decode_request(message.content))
+            except MalformedMessage as error:
+                self.refused = error.message  # a slip of somebody's, which would stop every relay that comes by
         return []
 
     def pass_over(self, transaction: Transaction) -> None:
@@ -466,11 +472,21 @@ class Router:
         piece = self._refills.met(content)
         if piece is None:
             return self._withdrawn(transaction) if refill.decode_note(content).whole else []
+        if piece.order.tenant:
+            return self._resync(transaction, piece)
         target = self._target_of(piece.relation)
         match piece.order.step:
             case Step.ROWS:
+                here = set[tuple[tuple[str, ...], Value]]()
                 for row in piece.rows:
-                    self._add(target, row[target.index] if target.index >= 0 else target.tenant, _UPSERT, row)
+                    tenant = row[target.index] if target.index >= 0 else target.tenant
+                    self._add(target, tenant, _UPSERT, row)
+                    if piece.owners:
+                        here.add((key_of(piece.relation, piece.identity, row), tenant or _SHARED))
+                for key, owners in piece.owners.items():
+                    for owner in (_SHARED if name == SHARED_TENANT else name for name in owners):
+                        if (key, owner) not in here:
+                            self._gone(target, owner, piece.identity, key)
             case Step.WHOLE:
                 self.behind = self._whole(transaction, target, piece)
             case Step.BEGIN | Step.END:
@@ -480,6 +496,37 @@ class Router:
                 body = kind(self._generation, transaction.commit_lsn, self._relay, time_us, target.digest)
                 return [*announced, self._broadcast(body)]
         return []
+
+    def _gone(self, target: _Target, tenant: str, identity: Sequence[str], key: Sequence[str]) -> None:
+        """No row of this key is the tenant's."""
+        values = dict(zip(identity, key, strict=True))
+        row: Row = [values.get(column.name) for column in target.relation.columns]
+        if target.region is not None:
+            row[target.region[0]] = target.region[1]
+        self._newer.add(tenant)
+        self._add(target, tenant, Op.DISCARD, row)
+
+    def _resync(self, transaction: Transaction, piece: Piece) -> list[Routed]:
+        """Some rows of a tenant whose replica is made anew: they are of no transaction."""
+        runs = []
+        if piece.rows:
+            target = self._target_of(piece.relation)
+            runs = [Run(_UPSERT, target.digest, False, piece.rows)]
+        announced, self._announced = self._announced, []
+        order = piece.order
+        body = envelope.Resync(
+            self._generation,
+            transaction.commit_lsn,
+            order.number,
+            order.step is Step.RESYNC_ROWS and not piece.more,
+            self._relay,
+            piece.attempt,
+            transaction.commit_time_us,
+            piece.as_of,
+            runs,
+        )
+        partition, key = self._place(order.tenant)
+        return [*announced, Routed(partition, key, envelope.encode(body))]
 
     def _target_of(self, relation: Relation) -> _Target:
         """The target of rows in this shape, which the table has at this place of the stream."""
@@ -601,13 +648,15 @@ class Router:
         newer = tenant in self._newer
         if tenant == _SHARED:
             return Routed(-1, None, envelope.encode(changes, newer=newer))
-        place = self._places.get(tenant)
-        if place is None:
-            if len(self._places) >= _PLACES_KEPT:
-                self._places.clear()
-            key = tenant.encode()
-            place = self._places[tenant] = (partition_of(key, self._partitions), key)
-        return Routed(place[0], place[1], envelope.encode(changes, newer=newer))
+        partition, key = self._places.get(tenant) or self._place(tenant)
+        return Routed(partition, key, envelope.encode(changes, newer=newer))
+
+    def _place(self, tenant: str) -> tuple[int, bytes]:
+        if len(self._places) >= _PLACES_KEPT:
+            self._places.clear()
+        key = tenant.encode()
+        place = self._places[tenant] = (partition_of(key, self._partitions), key)
+        return place
 
     def _broadcast(self, body: envelope.Envelope) -> Routed:
         return Routed(-1, None, envelope.encode(body))

@@ -49,13 +49,18 @@ def relay(
     new_generation: Annotated[
         bool, typer.Option("--new-generation", help="Make a new slot and copy everything afresh.")
     ] = False,
+    keep_replicas: Annotated[
+        bool, typer.Option("--keep-replicas", help="Make a new slot and copy nothing; `headrace recover` does the rest.")
+    ] = False,
     log_level: LogLevelOption = LogLevel.INFO,
 ) -> None:
     """Read the slot and publish each tenant's transactions to the log."""
     from headrace.stages import run_relay
 
+    if new_generation and keep_replicas:
+        raise typer.BadParameter("--new-generation or --keep-replicas")
     output.configure_logging(level=log_level, stage="relay")
-    run_relay(load(config), new_generation=new_generation)
+    run_relay(load(config), new_generation=new_generation, keep=keep_replicas)
 
 
 @app.command()
@@ -307,10 +312,15 @@ def verify(
     partition: Annotated[int | None, typer.Option(min=0, help="Only this partition.")] = None,
     sample: Annotated[int | None, typer.Option(min=1, help="Only so many tenants, drawn at random.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Most differences that are shown of a replica.")] = 100,
+    repair: Annotated[bool, typer.Option("--repair", help="Have what differs brought again, and look once more.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --repair: only say what would be brought.")] = False,
+    timeout: Annotated[float, typer.Option(min=0, help="With --repair: longest wait, in seconds.")] = 3600.0,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare replicas with Postgres as of one LSN, row by row where they differ. Exit code 1 when any does."""
+    """Compare replicas with Postgres as of one LSN, row by row where they differ. Exit code 1 when any does (still)."""
+    from headrace.repair import repair as run_repair
+    from headrace.repair import show_repaired
     from headrace.verify import Wanted, show_verified
     from headrace.verify import verify as run_verify
 
@@ -318,13 +328,77 @@ def verify(
         raise typer.BadParameter("name tenants, or choose them by --partition and --sample")
     output.configure_logging(level=LogLevel.WARNING, stage="verify")
     wanted = Wanted(tenants=tuple(tenants or ()), shared=shared, partition=partition, sample=sample, limit=limit)
-    done = run_verify(load(config), wanted)
+    if repair:
+        repaired = run_repair(load(config), wanted, dry_run=dry_run, timeout_s=timeout)
+        if as_json:
+            output.print_json(repaired)
+        else:
+            show_repaired(repaired)
+        done = repaired.after or repaired.found
+    else:
+        done, _ = run_verify(load(config), wanted)
+        if as_json:
+            output.print_json(done)
+        else:
+            show_verified(done)
+    if done.differ:
+        raise typer.Exit(output.EXIT_ERROR)
+
+
+@app.command()
+def audit(
+    every: Annotated[float, typer.Option(min=0, help="Seconds from the begin of one round to that of the next.")] = 600.0,
+    sample: Annotated[int, typer.Option(min=1, help="Tenants of a round, drawn at random.")] = 500,
+    rate: Annotated[float, typer.Option(min=1, help="Rows a second that are compared, at most.")] = 20_000.0,
+    config: ConfigOption = None,
+    log_level: LogLevelOption = LogLevel.INFO,
+) -> None:
+    """Compare replicas with Postgres in the background, over and over; `headrace status` tells what differs."""
+    from headrace.audit import run_audit
+
+    output.configure_logging(level=log_level, stage="audit")
+    run_audit(load(config), every_s=every, sample=sample, rate=rate)
+
+
+@app.command()
+def resync(
+    tenants: Annotated[list[str] | None, typer.Argument(help="Tenants' ids.")] = None,
+    partition: Annotated[int | None, typer.Option(min=0, help="All tenants of this partition that are here.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until the replicas are there.")] = True,
+    timeout: Annotated[float, typer.Option(min=0, help="Longest wait, in seconds.")] = 3600.0,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make tenants' replicas anew from Postgres, in new files; readers have the old ones until then."""
+    from headrace.resync import resync as run_resync
+    from headrace.resync import show_resynced
+
+    if bool(tenants) == (partition is not None):
+        raise typer.BadParameter("name tenants, or a --partition")
+    output.configure_logging(level=LogLevel.WARNING, stage="resync")
+    done = run_resync(load(config), tenants or (), partition=partition, wait_s=timeout if wait else None)
     if as_json:
         output.print_json(done)
     else:
-        show_verified(done)
-    if done.differ:
-        raise typer.Exit(output.EXIT_ERROR)
+        show_resynced(done)
+
+
+@app.command()
+def recover(
+    timeout: Annotated[float, typer.Option(min=0, help="Longest wait for what was asked for, in seconds.")] = 3600.0,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """After the slot was lost: make a new one, and bring just what differs; replicas are read meanwhile."""
+    from headrace.recover import recover as run_recover
+    from headrace.recover import show_recovered
+
+    output.configure_logging(level=LogLevel.WARNING, stage="recover")
+    done = run_recover(load(config), config, timeout_s=timeout)
+    if as_json:
+        output.print_json(done)
+    else:
+        show_recovered(done)
 
 
 tenant_app = typer.Typer(no_args_is_help=True, help="Show the tenants' replicas, and let those go on that stopped.")
@@ -369,6 +443,69 @@ def tenant_info(
         output.print_json(detail)
     else:
         show_tenant(detail)
+
+
+@tenant_app.command("create")
+def tenant_create(
+    tenant: Annotated[str, typer.Argument(help="The tenant's id.")],
+    timeout: Annotated[float, typer.Option(min=0, help="Longest wait, in seconds.")] = 60.0,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have a tenant's replica be there before its first row, whole and empty."""
+    from headrace.resync import resync as run_resync
+    from headrace.resync import show_resynced
+
+    done = run_resync(load(config), [tenant], partition=None, wait_s=timeout)
+    if as_json:
+        output.print_json(done)
+    else:
+        show_resynced(done)
+
+
+@tenant_app.command("delete")
+def tenant_delete(
+    tenant: Annotated[str, typer.Argument(help="The tenant's id; Postgres must have no row of it any more.")],
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is erased.")] = True,
+    timeout: Annotated[float, typer.Option(min=0, help="Longest wait, in seconds.")] = 600.0,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Erase what is left of a tenant that has no rows any more, in its file and in snapshots, and prove it."""
+    from headrace.lifecycle import delete, show_deleted
+
+    done = delete(load(config), tenant, wait_s=timeout if wait else None)
+    if as_json:
+        output.print_json(done)
+    else:
+        show_deleted(done)
+
+
+class ExportFormat(enum.StrEnum):
+    """Of `tenant export`."""
+
+    SQLITE = "sqlite"
+    SQL = "sql"
+
+
+@tenant_app.command("export")
+def tenant_export(
+    tenant: Annotated[str, typer.Argument(help="The tenant's id.")],
+    path: Annotated[Path, typer.Argument(help="The file to write; it must not be there.")],
+    form: Annotated[
+        ExportFormat, typer.Option("--format", help="An SQLite database, or SQL that makes it.")
+    ] = ExportFormat.SQLITE,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a tenant's tables, as of one commit, into a plain file; the applier goes on meanwhile."""
+    from headrace.lifecycle import export
+
+    done = export(load(config), tenant, path, form.value)
+    if as_json:
+        output.print_json(done)
+    else:
+        output.out.print(f"{done.path}: tenant {done.tenant} as of {done.lsn}, {done.bytes:,} bytes")
 
 
 @tenant_app.command("release")

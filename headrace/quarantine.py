@@ -40,18 +40,20 @@ def ask(root: Path, tenant: str, action: Action, position: str | None = None) ->
         raise NotQuarantined("The tenant is not quarantined", tenant=tenant)
     if position is not None and position != entry.position:
         raise RecordMismatch(f"The tenant stands at {entry.position}", tenant=tenant)
-    by = f"{_user()}@{socket.gethostname()}"
+    by = who()
     with open_orders(root) as orders:
         orders.ask(Order(tenant, action, entry.position, by, time.time_ns() // 1_000_000))
     ring(root)
     return Asked(tenant=tenant, action=action, position=entry.position, asked_by=by)
 
 
-def _user() -> str:
+def who() -> str:
+    """Who gives a command, for the audit trail."""
     try:
-        return getpass.getuser()
+        user = getpass.getuser()
     except (KeyError, OSError):  # a user id without a name, as containers have
-        return str(os.getuid())
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 def history(root: Path, tenant: str | None) -> list[Happened]:

@@ -26,6 +26,7 @@ from fanout.envelope import (
     Progress,
     RefillBegin,
     RefillEnd,
+    Resync,
     Run,
     Schema,
     Tables,
@@ -46,6 +47,7 @@ _KINDS: Final[dict[type[Envelope], str]] = {
     RefillEnd: "refill-end",
     Tables: "tables",
     Dropped: "dropped",
+    Resync: "resync",
 }
 
 
@@ -79,7 +81,7 @@ def position_of(body: Envelope) -> Position:
             return Position(generation, lsn, 0)
         case CopyBegin(generation):
             return Position(generation, 0, 0)
-        case Schema() | Catalog() | Truncate() | CopyEnd() | Close() | RefillBegin() | RefillEnd() | Tables() | Dropped():
+        case _:
             return Position(body.generation, body.commit_lsn, 0)
 
 
@@ -101,7 +103,7 @@ def _table(digest: int, schemas: Mapping[int, Schema]) -> str:
 def tables_of(body: Envelope, schemas: Mapping[int, Schema]) -> set[str]:
     """The tables that a record is about; none of one that is about all of them."""
     match body:
-        case Changes():
+        case Changes() | Resync():
             return {_table(run.schema, schemas) for run in body.runs}
         case Schema():
             return {body.name}
@@ -120,6 +122,10 @@ def detail(body: Envelope, schemas: Mapping[int, Schema]) -> str:
             tables = rows_of(body.runs, schemas).items()
             text = "; ".join(f"{t}: {', '.join(f'{n} {op}' for op, n in ops.items())}" for t, ops in tables)
             return text if body.last else f"{text} ..."
+        case Resync():
+            tables = rows_of(body.runs, schemas).items()
+            rows = "; ".join(f"{table}: {sum(ops.values())} rows" for table, ops in tables)
+            return " ".join(filter(None, (f"number {body.number}", rows, "end" if body.last else "")))
         case Schema():
             return f"{body.name}: {len(body.relation.columns)} columns"
         case Catalog():
@@ -173,6 +179,10 @@ def document(shown: Shown, schemas: Mapping[int, Schema], *, rows: bool) -> dict
                 "commit_time": iso_ms(body.commit_time_us // 1000) if body.commit_time_us else None,
                 "rows": rows_of(body.runs, schemas),
             }
+            if rows:
+                content["runs"] = [_run(run, schemas) for run in body.runs]
+        case Resync():
+            content |= {"number": body.number, "last": body.last, "rows": rows_of(body.runs, schemas)}
             if rows:
                 content["runs"] = [_run(run, schemas) for run in body.runs]
         case Schema():

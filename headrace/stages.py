@@ -111,11 +111,11 @@ class Runner:
             self._stage = None
 
 
-def run_relay(config: Config, *, new_generation: bool = False) -> None:
+def run_relay(config: Config, *, new_generation: bool = False, keep: bool = False) -> None:
     """The relay, until a signal. Raises HeadraceError."""
     status_file = StatusFile(Path(config.run.path), "relay", stage="relay")
     source = config.source
-    first = new_generation
+    first = new_generation or keep
     streaming = source.streaming
 
     def attempt(run: Callable[[Stage], None]) -> None:
@@ -125,7 +125,8 @@ def run_relay(config: Config, *, new_generation: bool = False) -> None:
             slot=source.slot,
             publication=source.publication,
             placement=config.placement,
-            new_generation=first,
+            new_generation=first and new_generation,
+            keep=first and keep,
             copy_workers=source.copy_workers,
             slot_timeout_s=source.slot_timeout_s,
             progress_interval_s=source.progress_interval_s,

@@ -26,7 +26,7 @@ from cdc.slot import Slot, SlotState, inspect_slot
 from fanout.log import LogConfig, open_reader
 from fanout.relay import RelayStatus
 from headrace.config import Config
-from headrace.status_file import Failure, Process, read_processes
+from headrace.status_file import AuditStatus, Failure, Process, read_processes
 
 T = TypeVar("T")
 
@@ -87,6 +87,8 @@ class ReplicasStatus(msgspec.Struct, frozen=True, kw_only=True):
     shared: bool = False
     bytes: int = 0
     wal_bytes: int = 0
+    stale: bool = False
+    """Some may lack what was written while the slot was lost."""
     quarantined: list[Stopped] = []
 
 
@@ -203,6 +205,7 @@ def _replicas(root: Path) -> ReplicasStatus:
                 shared=shared.exists(),
                 bytes=sum(file.bytes + file.wal_bytes for file in sizes) + (shared.stat().st_size if shared.exists() else 0),
                 wal_bytes=sum(file.wal_bytes for file in sizes),
+                stale=any(state.stale for state in directory.partitions().values()),
                 quarantined=[stopped(entry) for entry in directory.quarantined().values()],
             )
 
@@ -222,6 +225,11 @@ def problems(status: Status) -> Iterator[Problem]:
     yield from _process_problems(status)
     if status.replicas.failure is not None:
         yield Problem(status.replicas.failure.message, status.replicas.failure.hint)
+    if status.replicas.stale:
+        yield Problem(
+            "Replicas may lack what was written while the slot was lost",
+            "`headrace recover` compares them with Postgres, and brings what differs.",
+        )
     for entry in status.replicas.quarantined:
         who = "The shared replica" if entry.tenant is None else f"Tenant {entry.tenant}"
         yield Problem(f"{who} is quarantined at {entry.position}: {entry.reason}", entry.hint)
@@ -233,14 +241,14 @@ def _source_problems(status: Status) -> Iterator[Problem]:
     if source.failure is not None:
         yield Problem(f"Postgres does not answer: {source.failure.message}", source.failure.hint)
         return
-    new_generation = "`headrace relay --new-generation` makes a new slot and copies afresh."
+    recover = "`headrace recover` makes a new slot and brings what differs; `headrace relay --new-generation` copies afresh."
     match source.state:
         case SlotState.MISSING if not reading:
-            yield Problem(f"There is no slot {source.slot}", f"`headrace run` makes it. If there was one: {new_generation}")
+            yield Problem(f"There is no slot {source.slot}", f"`headrace run` makes it. If there was one: {recover}")
         case SlotState.FOREIGN:
             yield Problem(f"Slot {source.slot} is of another database or plugin", "Choose another `source.slot`.")
         case SlotState.INVALIDATED:
-            yield Problem(f"Slot {source.slot} is lost: Postgres removed WAL that it needed", new_generation)
+            yield Problem(f"Slot {source.slot} is lost: Postgres removed WAL that it needed", recover)
         case SlotState.INACTIVE if not reading:
             kept = f" and Postgres keeps {source.retained_bytes:,} bytes of WAL for it" if source.retained_bytes else ""
             yield Problem(f"Nobody reads slot {source.slot}{kept}", "Start `headrace run`, or `headrace relay`.")
@@ -263,6 +271,7 @@ def _process_problems(status: Status) -> Iterator[Problem]:
         elif process.state in ("failed", "dead") and not replaced:
             yield Problem(f"{process.name} {'has ended' if process.state == 'failed' else 'is dead'}{why}", fix)
     yield from _refill_problems(status)
+    yield from _audit_problems(status)
     yield from _snapshot_problems(status)
     if appliers and all(process.state == "stopped" for process in appliers):
         yield Problem("No applier runs here", "Start `headrace run`, or `headrace applier`.")
@@ -273,9 +282,14 @@ def _refill_problems(status: Status) -> Iterator[Problem]:
     now_ms = time.time_ns() // 1_000_000
     for process in (process for process in status.processes if process.state == "running"):
         match process.status:
+            case RelayStatus(refused=refused) if refused:
+                yield Problem(
+                    f"A request for rows was passed over: {refused}",
+                    "`headrace resync` and `verify --repair` write such requests; docs/operations.md has one for a table.",
+                )
             case RelayStatus(refill=refill) if refill.held_up_by:
                 yield Problem(
-                    f"{refill.table} cannot be read again yet: it waits for {refill.held_up_by}",
+                    f"{refill.table or refill.tenant} cannot be read again yet: it waits for {refill.held_up_by}",
                     "End that transaction, or wait until it has ended. A commit that waits for a standby needs the standby.",
                 )
             case WorkerStatus(held=held) if late := [h for h in held if now_ms - h.since_ms > _HELD_MS]:
@@ -284,6 +298,16 @@ def _refill_problems(status: Status) -> Iterator[Problem]:
                     f"Tenants stand still until values that a row of theirs lacks are there: {names}",
                     "See that the relay runs and reads tables again; `headrace status` says what it waits for.",
                 )
+
+
+def _audit_problems(status: Status) -> Iterator[Problem]:
+    for process in status.processes:
+        if isinstance(process.status, AuditStatus) and process.status.differ:
+            names = ", ".join(process.status.differing[:5])
+            yield Problem(
+                f"{process.status.differ:,} replicas differ from Postgres: {names}",
+                "`headrace verify` names the rows; `headrace verify --repair` brings them.",
+            )
 
 
 def _snapshot_problems(status: Status) -> Iterator[Problem]:

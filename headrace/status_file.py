@@ -13,7 +13,7 @@ import fcntl
 import os
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 import structlog
@@ -34,11 +34,29 @@ class Failure(msgspec.Struct, frozen=True):
     hint: str
 
 
+class AuditStatus(msgspec.Struct):
+    """What an audit tells about itself, behind each of its rounds."""
+
+    phase: str = "starting"
+    rounds: int = 0
+    compared: int = 0
+    """Replicas, since it was started; a tenant may be among them several times."""
+    rows: int = 0
+    not_compared: int = 0
+    """In the last round."""
+    differ: int = 0
+    """Tenants that differed when they were last looked at."""
+    differing: list[str] = []
+    """Some of them."""
+    last_ms: int = 0
+    """When the last round ended, Unix milliseconds."""
+
+
 class Process(msgspec.Struct, frozen=True, kw_only=True):
     """One process as another sees it. `age_s`: seconds since it last wrote."""
 
     name: str
-    stage: Literal["relay", "applier"]
+    stage: Literal["relay", "applier", "audit"]
     state: Literal["running", "stopped", "failed", "dead"]
     """stopped: in order, by a signal. failed: by the error in `failure`. dead: it could not say why."""
     pid: int
@@ -46,7 +64,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     share: str = ""
     failure: Failure | None = None
     """Of a running process: what it is waiting out."""
-    status: RelayStatus | WorkerStatus | None = None
+    status: RelayStatus | WorkerStatus | AuditStatus | None = None
 
 
 class StatusFile:
@@ -70,7 +88,7 @@ class StatusFile:
         self._content: dict[str, Any] = {"phase": "starting", **fixed, "pid": os.getpid()}
         self._tell(self._content)
 
-    def write(self, status: RelayStatus | WorkerStatus) -> None:
+    def write(self, status: RelayStatus | WorkerStatus | AuditStatus) -> None:
         """What the stage tells."""
         self._ours = True
         self._content.update(msgspec.structs.asdict(status))
@@ -102,11 +120,18 @@ class StatusFile:
 
 
 class _Head(msgspec.Struct):
-    stage: Literal["relay", "applier"]
+    stage: Literal["relay", "applier", "audit"]
     phase: str
     pid: int
     share: str = ""
     failure: Failure | None = None
+
+
+_STATUS: Final[dict[str, type[RelayStatus | WorkerStatus | AuditStatus]]] = {
+    "relay": RelayStatus,
+    "applier": WorkerStatus,
+    "audit": AuditStatus,
+}
 
 
 def read_processes(directory: Path) -> list[Process]:
@@ -118,8 +143,7 @@ def _read(path: Path) -> Process:
     try:
         content, written = path.read_bytes(), path.stat().st_mtime
         head = msgspec.json.decode(content, type=_Head)
-        kind: type[RelayStatus | WorkerStatus] = RelayStatus if head.stage == "relay" else WorkerStatus
-        status = msgspec.json.decode(content, type=kind)
+        status = msgspec.json.decode(content, type=_STATUS[head.stage])
     except (OSError, msgspec.DecodeError) as error:
         raise CommandError(
             "A process' status cannot be read", hint="Remove the file, or correct `run.path`.", path=str(path)

@@ -23,7 +23,7 @@ from fanout.tenancy import SHARED_TENANT
 from headrace.status import Stopped, failure_of, stopped
 from headrace.status_file import Failure
 
-State = Literal["ready", "copying", "quarantined", "unreadable"]
+State = Literal["ready", "stale", "copying", "quarantined", "unreadable"]
 
 
 class TenantPlace(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,9 +121,10 @@ def describe(root: Path, tenant: str | None) -> TenantDetail:
         except HeadraceError as error:
             failure = failure_of(error)
         partition = None if tenant is None else directory.partition_of(tenant)
+        stale = any(state.stale for number, state in directory.partitions().items() if partition in (None, number))
     return TenantDetail(
         tenant=SHARED_TENANT if tenant is None else tenant,
-        state=_state(entry, place),
+        state=_state(entry, place, stale=stale),
         partition=partition,
         path=str(path),
         bytes=_size(path),
@@ -135,12 +136,14 @@ def describe(root: Path, tenant: str | None) -> TenantDetail:
     )
 
 
-def _state(entry: Quarantined | None, place: TenantPlace | None) -> State:
+def _state(entry: Quarantined | None, place: TenantPlace | None, *, stale: bool) -> State:
     if entry is not None:
         return "quarantined"
     if place is None:
         return "unreadable"
-    return "ready" if place.ready else "copying"
+    if not place.ready:
+        return "copying"
+    return "stale" if stale else "ready"
 
 
 def _size(path: Path) -> int:

@@ -9,17 +9,17 @@ waiting for values, still being copied) is said to be so, and is neither equal n
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeVar
 
 import apsw
 import msgspec
-from psycopg import sql
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from appliers import compare, migration
@@ -36,15 +36,17 @@ from appliers.table import quote
 from cdc.as_of import AsOf, source_as_of
 from cdc.errors import CopyFailed
 from cdc.lsn import format_lsn
-from cdc.publication import PublishedTable
 from fanout.envelope import Position
 from fanout.log import LogReader, open_reader
 from fanout.tenancy import SHARED_TENANT, ByColumn, Fixed, Shared, Tenancy
 from headrace import output
 from headrace.config import Config
+from headrace.source_tables import SourceTable, digests_of, rows_of, tenants_of
 
 _TENANTS: Final = 500
 _TRIES: Final = 20
+_MOVED: Final = "a table was truncated or altered at this moment"
+T = TypeVar("T")
 _BYTES: Final = 1 << 30
 """Of replicas that are looked at together: one slot, one reading of the log's end, one query a table."""
 
@@ -67,6 +69,7 @@ class TenantVerified(msgspec.Struct, frozen=True, kw_only=True):
     partition: int | None
     outcome: Literal["equal", "differs", "not compared"]
     reason: str = ""
+    quarantined: bool = False
     lsn: str = ""
     rows: int = 0
     brought: bool = False
@@ -105,19 +108,20 @@ class _Target(NamedTuple):
         return None if self.shared else self.name
 
 
-class _Table(NamedTuple):
-    """A table of the source, as far as it can be compared."""
+class Identity(NamedTuple):
+    """A table by which rows can be asked for again. `columns`: of its key in replicas, in the Relation's order."""
 
-    published: PublishedTable
-    route: ByColumn | Fixed | Shared
-
-    @property
-    def names(self) -> list[str]:
-        return [column.name for column in self.published.relation.columns]
+    oid: int
+    columns: tuple[str, ...]
 
 
-def verify(config: Config, wanted: Wanted) -> Verified:
-    """Compare, with a bar on standard error. Raises SourceError, LogError, ReplicasMissing, TenantUnknown,
+def verify(
+    config: Config, wanted: Wanted, pace: Callable[[int], None] = lambda _: None
+) -> tuple[Verified, dict[str, Identity]]:
+    """Compare, with a bar on standard error; answers with the tables in which rows differ. `pace` is called after some
+    replicas, with the rows that were compared.
+
+    Raises SourceError, LogError, ReplicasMissing, TenantUnknown,
     PointNotReached."""
     begun, found = time.monotonic(), list[TenantVerified]()
     with Directory(Path(config.replicas.path)) as directory, open_reader(config.log) as reader:
@@ -125,12 +129,14 @@ def verify(config: Config, wanted: Wanted) -> Verified:
         run = _Run(config, directory, reader, wanted.limit)
         with _shown(len(targets)) as advance:
             for batch in _batches(targets):
-                found += run.batch(batch)
+                some = list(run.batch(batch))
+                found += some
                 advance(len(batch))
+                pace(sum(one.rows for one in some))
             if not wanted.tenants and not wanted.shared and wanted.sample is None:
                 found += run.unknown({target.name for target in targets}, wanted.partition)
     outcomes = Counter(one.outcome for one in found)
-    return Verified(
+    done = Verified(
         compared=outcomes["equal"] + outcomes["differs"],
         equal=outcomes["equal"],
         differ=outcomes["differs"],
@@ -140,6 +146,7 @@ def verify(config: Config, wanted: Wanted) -> Verified:
         left_out=sorted(run.left_out),
         replicas=[one for one in found if one.outcome != "equal"],
     )
+    return done, run.identities
 
 
 def _targets(directory: Directory, wanted: Wanted) -> Iterator[_Target]:
@@ -182,7 +189,7 @@ class _Place(NamedTuple):
 
     source: AsOf
     place: Position
-    tables: list[_Table]
+    tables: list[SourceTable]
     known: Tables
 
 
@@ -196,8 +203,9 @@ class _Run:
         self._limit = limit
         self._tenancy = Tenancy(config.tenancy, config.placement.region)
         self.left_out: set[str] = set()
+        self.identities: dict[str, Identity] = {}
 
-    def batch(self, targets: Sequence[_Target]) -> Iterator[TenantVerified]:
+    def batch(self, targets: Sequence[_Target], tries_left: int = _TRIES) -> Iterator[TenantVerified]:
         """Replicas that are looked at together."""
         saved, quarantined, known = self._directory.partitions(), self._directory.quarantined(), self._directory.tables()
         held: list[tuple[_Target, Held]] = []
@@ -205,7 +213,8 @@ class _Run:
             for target in targets:
                 state = saved.get(target.partition, PartitionState(target.partition))
                 if target.name in quarantined:
-                    yield _not_compared(target, f"it is quarantined: {quarantined[target.name].error}")
+                    reason = f"it is quarantined: {quarantined[target.name].error}"
+                    yield msgspec.structs.replace(_not_compared(target, reason), quarantined=True)
                 elif not state.ready or state.offset < 0:
                     yield _not_compared(target, "its first copy is under way, or not saved yet")
                 else:
@@ -219,18 +228,21 @@ class _Run:
                     else:
                         stack.callback(one.close)
                         held.append((target, one))
-            if held:
-                yield from self._compared(held, saved, known)
+            found = list(self._compared(held, saved, known)) if held else []
+        again = [target for (target, _), one in zip(held, found, strict=True) if one.reason == _MOVED]
+        yield from (one for one in found if one.reason != _MOVED or not tries_left)
+        if again and tries_left:
+            yield from self.batch(again, tries_left - 1)
 
     def _compared(
         self, held: Sequence[tuple[_Target, Held]], saved: Mapping[int, PartitionState], known: Tables
     ) -> Iterator[TenantVerified]:
-        with self._source() as (source, tables):
+        names = [target.name for target, _ in held if not target.shared]
+        with self._source(lambda source, table: digests_of(source, table, names, shared=len(names) < len(held))) as read:
+            source, tables, digests = read
             generation = max(saved[target.partition].generation for target, _ in held)
             place = Position(generation, source.lsn, -1)
-            names = [target.name for target, _ in held if not target.shared]
             tails = read_tail(self._reader, {t.partition: saved[t.partition].offset for t, _ in held}, place, names)
-            digests = [_digests(source, table, names, shared=len(names) < len(held)) for table in tables]
             at = _Place(source, place, tables, known)
             for target, one in held:
                 mine = [found.get(target.name, Digest()) for found in digests]
@@ -242,6 +254,8 @@ class _Run:
         tables = [(table, digest) for table, digest in zip(at.tables, digests, strict=True) if _belongs(table, target)]
         try:
             with ExitStack() as stack:
+                if one.half:
+                    return _broken(target, "its copy was never finished")
                 conn = one.conn
                 brought = one.is_touched(tail) or not _has_shapes(conn, tables)
                 if brought:
@@ -251,10 +265,12 @@ class _Run:
                     conn = as_of.conn
                 found = list[Difference]()
                 count = 0
-                for difference in _differences(conn, target, at.source, tables, catalog):
+                for difference in self._differences(conn, target, at.source, tables, catalog):
                     count += 1
                     if len(found) < self._limit:
                         found.append(difference)
+        except CopyFailed:
+            return _not_compared(target, _MOVED)
         except TenantError as error:
             return _broken(target, error.message)
         except ReplayError as error:
@@ -275,20 +291,56 @@ class _Run:
             more=count - len(found),
         )
 
+    def _differences(
+        self,
+        conn: apsw.Connection,
+        target: _Target,
+        source: AsOf,
+        tables: Sequence[tuple[SourceTable, Digest]],
+        catalog: Catalog,
+    ) -> Iterator[Difference]:
+        there = migration.shapes(conn)
+        for table, digest in tables:
+            relation = table.published.relation
+            shape = there.pop(relation.oid, None)
+            if shape is None:
+                if digest.rows:
+                    identity = tuple(column.name for column in relation.columns if column.key)
+                    self.identities[relation.name] = Identity(relation.oid, identity)
+                    with source.held([table.published]):
+                        rows = rows_of(source, table, target.tenant)
+                        yield from (Difference(relation.name, "missing", _key(row, table, ())) for row in rows)
+                continue
+            columns = compare.comparable(conn, shape.name)
+            if [column.source.name for column in columns] != table.names:
+                yield Difference(shape.name, "columns", (), tuple(table.names))
+            elif compare.digest_of(conn, shape.name, columns) != digest:
+                key = _key_columns(conn, shape.name)
+                self.identities[shape.name] = Identity(relation.oid, tuple(name for name in table.names if name in key))
+                mine = rows_as_text(conn, shape.name, columns)
+                with source.held([table.published]):
+                    yield from compare.differences(shape.name, table.names, key, rows_of(source, table, target.tenant), mine)
+        for shape in there.values():
+            if conn.execute(f"select exists (select 1 from {quote(shape.name)})").get:
+                yield Difference(shape.name, "table", ())
+        plans = {plan.relation.oid: plan for plan in catalog.current(shared=target.shared)}
+        for oid, shape in migration.shapes(conn).items():
+            plan = plans.get(oid)
+            if plan is not None and plan.shape == shape.shape and plan.name == shape.name:
+                yield from (Difference(shape.name, "index", (name,)) for name in migration.unlike_indexes(conn, plan))
+        damage = conn.execute("pragma integrity_check(1)").get
+        if damage != "ok":
+            yield Difference("", "damage", (str(damage).partition("\n")[0],))
+
     def unknown(self, names: set[str], partition: int | None) -> Iterator[TenantVerified]:
         """Tenants of which Postgres has rows, and there is neither a replica nor a record on its way."""
         saved = {p: state for p, state in self._directory.partitions().items() if state.ready and partition in (None, p)}
         if not saved:
             return
-        with self._source() as (source, tables):
+        with self._source(tenants_of) as (source, _, tenants):
             place = Position(max(state.generation for state in saved.values()), source.lsn, -1)
             tails = read_tail(self._reader, {p: state.offset for p, state in saved.items()}, place, ())
-            found: dict[str, None] = {}
-            for table in tables:
-                if isinstance(table.route, ByColumn):
-                    column = table.names[table.route.index]
-                    found.update(dict.fromkeys(filter(None, source.tenants(table.published, column))))
-        for tenant in found:
+        for tenant in dict.fromkeys(itertools.chain.from_iterable(tenants)):
             number = self._directory.partition_of(tenant)
             known = tenant in names or number not in tails or tenant.encode() in tails[number].newest
             if not known and not replica_path(self._directory.root, tenant, self._directory.partition_count).exists():
@@ -296,24 +348,25 @@ class _Run:
                 yield TenantVerified(tenant=tenant, partition=number, outcome="differs", reason=reason)
 
     @contextmanager
-    def _source(self) -> Iterator[tuple[AsOf, list[_Table]]]:
-        """As it is now, with its tables held still."""
+    def _source(self, read: Callable[[AsOf, SourceTable], T]) -> Iterator[tuple[AsOf, list[SourceTable], list[T]]]:
+        """As it is now, and what is read of each of its tables."""
         for tries_left in reversed(range(_TRIES)):
             with ExitStack() as stack:
                 source = stack.enter_context(source_as_of(self._config.dsn(), self._config.source.publication))
                 tables = self._tables(source)
                 try:
-                    source.hold([table.published for table in tables])
+                    with source.held([table.published for table in tables]):
+                        found = [read(source, table) for table in tables]
                 except CopyFailed:  # truncated or altered at this moment
                     if not tries_left:
                         raise
                     continue
-                yield source, tables
+                yield source, tables, found
                 return
 
-    def _tables(self, source: AsOf) -> list[_Table]:
+    def _tables(self, source: AsOf) -> list[SourceTable]:
         """Those of the publication whose rows are wanted, without the columns that cannot be compared."""
-        overrides, found = self._config.overrides(), list[_Table]()
+        overrides, found = self._config.overrides(), list[SourceTable]()
         for published in source.tables:
             relation = published.relation
             kept = [c for c in relation.columns if overrides.get(f"{relation.name}.{c.name}") in (None, "text")]
@@ -321,11 +374,11 @@ class _Run:
             relation = msgspec.structs.replace(relation, columns=tuple(kept))
             route = self._tenancy.route(relation)
             if isinstance(route, ByColumn | Fixed | Shared):
-                found.append(_Table(msgspec.structs.replace(published, relation=relation), route))
+                found.append(SourceTable(msgspec.structs.replace(published, relation=relation), route))
         return found
 
 
-def _belongs(table: _Table, target: _Target) -> bool:
+def _belongs(table: SourceTable, target: _Target) -> bool:
     match table.route:
         case Fixed(tenant):
             return tenant == target.name
@@ -335,93 +388,14 @@ def _belongs(table: _Table, target: _Target) -> bool:
             return on_null == "shared" if target.shared else True
 
 
-# --- the source's side ---
-
-
-def _digests(source: AsOf, table: _Table, names: Sequence[str], *, shared: bool) -> dict[str, Digest]:
-    """Of each of these tenants that has rows, and if `shared` of the shared replica."""
-    route, found = table.route, dict[str, Digest]()
-    if isinstance(route, Fixed):
-        if route.tenant in names:
-            found[route.tenant] = _digest(source.lines(table.published))
-    elif isinstance(route, Shared):
-        if shared:
-            found[SHARED_NAME] = _digest(source.lines(table.published))
-    else:
-        if shared and route.on_null == "shared":
-            found[SHARED_NAME] = _digest(source.lines(table.published, [_is_null(table, route)]))
-        tenants = {name.encode(): Digest() for name in names}
-        for line in source.lines(table.published, _conditions(table, route, names)) if names else ():
-            tenant, made = _tenant_and_line(line, route.index)
-            digest = tenants.get(tenant)
-            if digest is not None:
-                digest.add(made)
-        found |= {name.decode(): digest for name, digest in tenants.items()}
-    return found
-
-
-def _digest(lines: Iterable[bytes]) -> Digest:
-    made = Digest()
-    made.add_all(map(compare.line_of_copy, lines))
-    return made
-
-
-def _tenant_and_line(line: bytes, index: int) -> tuple[bytes, bytes]:
-    if b"\\" not in line:
-        return line[:-1].split(b"\t", index + 1)[index], line[:-1]
-    row = compare.texts_of(line)
-    return (row[index] or "").encode(), compare.line_of(row)
-
-
-def _rows(source: AsOf, table: _Table, target: _Target) -> Iterator[Texts]:
-    route = table.route
-    if not isinstance(route, ByColumn):
-        yield from map(compare.texts_of, source.lines(table.published))
-    elif target.shared:
-        yield from map(compare.texts_of, source.lines(table.published, [_is_null(table, route)]))
-    else:
-        for line in source.lines(table.published, _conditions(table, route, [target.name])):
-            row = compare.texts_of(line)
-            if row[route.index] == target.name:
-                yield row
-
-
-_TEXTS: Final = (25, 1043)
-_NUMBERS: Final = (20, 21, 23)
-
-
-def _conditions(table: _Table, route: ByColumn, names: Sequence[str]) -> list[sql.Composable]:
-    """Rows of these tenants, by an index on the column where its type lets us; rows of others may be among them."""
-    column = table.published.relation.columns[route.index]
-    tested: sql.Composable = sql.Identifier(column.name)
-    if column.type_oid in _NUMBERS:
-        names = [name for name in names if name.removeprefix("-").isdecimal() and -(2**63) <= int(name) < 2**63]
-    elif column.type_oid not in _TEXTS:
-        tested = sql.SQL("{}::text").format(tested)
-    values = sql.SQL(", ").join(map(sql.Literal, names)) if names else sql.SQL("null")
-    conditions: list[sql.Composable] = [sql.SQL("{} in ({})").format(tested, values)]
-    if route.region is not None:
-        index, region = route.region
-        conditions.append(_equals(table, index, region))
-    return conditions
-
-
-def _equals(table: _Table, index: int, text: str) -> sql.Composable:
-    return sql.SQL("{}::text = {}").format(sql.Identifier(table.names[index]), sql.Literal(text))
-
-
-def _is_null(table: _Table, route: ByColumn) -> sql.Composable:
-    return sql.SQL("{} is null").format(sql.Identifier(table.names[route.index]))
-
-
 # --- the replica's side ---
 
 
-def _shape(table: _Table) -> list[tuple[str, int, int]]:
+def _shape(table: SourceTable) -> list[tuple[str, int, int]]:
     return [(column.name, column.type_oid, column.typmod) for column in table.published.relation.columns]
 
 
-def _has_shapes(conn: apsw.Connection, tables: Sequence[tuple[_Table, Digest]]) -> bool:
+def _has_shapes(conn: apsw.Connection, tables: Sequence[tuple[SourceTable, Digest]]) -> bool:
     """Whether the replica has the tables of these rows as the source has them, and no others."""
     there = migration.shapes(conn)
     for table, digest in tables:
@@ -436,44 +410,7 @@ def _has_shapes(conn: apsw.Connection, tables: Sequence[tuple[_Table, Digest]]) 
     return not there
 
 
-def _differences(
-    conn: apsw.Connection,
-    target: _Target,
-    source: AsOf,
-    tables: Sequence[tuple[_Table, Digest]],
-    catalog: Catalog,
-) -> Iterator[Difference]:
-    there = migration.shapes(conn)
-    for table, digest in tables:
-        relation = table.published.relation
-        shape = there.pop(relation.oid, None)
-        if shape is None:
-            if digest.rows:
-                yield from (
-                    Difference(relation.name, "missing", _key(row, table, ())) for row in _rows(source, table, target)
-                )
-            continue
-        columns = compare.comparable(conn, shape.name)
-        if [column.source.name for column in columns] != table.names:
-            yield Difference(shape.name, "columns", (), tuple(table.names))
-        elif compare.digest_of(conn, shape.name, columns) != digest:
-            key = _key_columns(conn, shape.name)
-            mine = rows_as_text(conn, shape.name, columns)
-            yield from compare.differences(shape.name, table.names, key, _rows(source, table, target), mine)
-    for shape in there.values():
-        if conn.execute(f"select exists (select 1 from {quote(shape.name)})").get:
-            yield Difference(shape.name, "table", ())
-    plans = {plan.relation.oid: plan for plan in catalog.current(shared=target.shared)}
-    for oid, shape in migration.shapes(conn).items():
-        plan = plans.get(oid)
-        if plan is not None and plan.shape == shape.shape and plan.name == shape.name:
-            yield from (Difference(shape.name, "index", (name,)) for name in migration.unlike_indexes(conn, plan))
-    damage = conn.execute("pragma integrity_check(1)").get
-    if damage != "ok":
-        yield Difference("", "damage", (str(damage).partition("\n")[0],))
-
-
-def _key(row: Texts, table: _Table, key: Sequence[str]) -> tuple[str, ...]:
+def _key(row: Texts, table: SourceTable, key: Sequence[str]) -> tuple[str, ...]:
     names = key or [column.name for column in table.published.relation.columns if column.key]
     return tuple(str(value) for name, value in zip(table.names, row, strict=True) if name in names)
 

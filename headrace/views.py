@@ -25,7 +25,7 @@ from headrace.output import bytes_text, print_facts, print_table
 from headrace.quarantine import Asked
 from headrace.records import iso_ms, printable
 from headrace.status import ReplicasStatus, SourceStatus, Status, Stopped
-from headrace.status_file import Process
+from headrace.status_file import AuditStatus, Process
 from headrace.tenants import Tenant, TenantDetail
 
 
@@ -91,6 +91,9 @@ def _show_processes(processes: Sequence[Process]) -> None:
             case WorkerStatus():
                 fetching = f", {status.pending:,} to be fetched" if status.pending else ""
                 row += [status.rows, f"{_whose(process, status)}, {status.warm:,} warm{fetching}, at {status.applied_lsn}"]
+            case AuditStatus():
+                differ = f", {status.differ:,} differ" if status.differ else ""
+                row += [status.rows, f"{status.rounds:,} rounds, {status.compared:,} replicas compared{differ}"]
         rows.append(row)
     if rows:
         print_table("Processes", ("name", "state", "phase", "pid", "wrote ago", "rows", ""), rows)
@@ -106,8 +109,10 @@ def _whose(process: Process, status: WorkerStatus) -> str:
 
 
 def _relay_detail(status: RelayStatus) -> str:
-    if status.phase != "copying" and status.refill.table:
+    if status.phase != "copying" and (status.refill.table or status.refill.tenant):
         refill = status.refill
+        if refill.tenant:
+            return f"reads tenant {refill.tenant} anew: {refill.rows:,} rows"
         return f"reads {refill.table} again: {refill.rows:,} of about {refill.rows_estimate:,} rows"
     if status.phase != "copying":
         return f"generation {status.generation}, durable to {status.durable_lsn}"

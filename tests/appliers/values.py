@@ -56,6 +56,12 @@ def texts_of(conn: apsw.Connection) -> list[Row]:
     """Every row as Postgres printed it, in order, without n."""
     columns = pgtext.columns_of(conn, "t")
     rows = sorted(pgtext.rows_as_text(conn, "t", columns), key=lambda row: int(row[0] or 0))
+    try:
+        lines = [line for some in pgtext.copy_lines(conn, "t", columns) for line in some]
+    except pgtext.TextAmbiguous:
+        assert any({"\x1e", "\x1f"}.intersection(value or "") for row in rows for value in row)
+    else:
+        assert sorted(lines) == sorted(map(pgtext.copy_line, rows))
     return [list(row[1:]) for row in rows]
 
 

@@ -22,6 +22,10 @@ from tests.kafka_broker import what_kafka_lacks
 needs_postgres = pytest.mark.skipif(not find_installations(), reason="there is no Postgres on this machine")
 
 
+OTHER_PARTS = ("large", "fleet", "first", "verify", "recovery", "resync")
+"""First words of the figures of parts that run only when they are named."""
+
+
 def bench(tmp_path: Path, *arguments: str) -> Report:
     with (tmp_path / "printed").open("w") as file:
         return main([*arguments, "--rows=5000", "--runs=1", f"--results={tmp_path}"], Console(file=file, width=200))
@@ -48,7 +52,7 @@ def test_every_part_runs_and_is_saved(tmp_path: Path) -> None:
     assert (quiet.rows, loud.rows) == (400, 400 + 100 * 36)
     assert [m.more["missing"] for m in (*report.of("latency"), quiet, loud)] == [0, 0, 0]
     too_small_for = "applier rows/s"
-    named = {t.figure for t in TARGETS if "kafka" not in t.figure and t.figure.split()[0] not in ("large", "fleet")}
+    named = {t.figure for t in TARGETS if "kafka" not in t.figure and t.figure.split()[0] not in OTHER_PARTS}
     assert named - {too_small_for} <= report.figures.keys()
     printed = (tmp_path / "printed").read_text()
     assert "Targets" in printed
@@ -72,6 +76,21 @@ def test_a_large_transaction_is_measured(tmp_path: Path) -> None:
         assert each.more["looks"] > 0
         assert each.more["torn"] == 0
         assert max(each.peak_rss_mib.values()) < 400
+
+
+@pytest.mark.postgres
+@needs_postgres
+def test_copies_and_what_mends_them_are_measured(tmp_path: Path) -> None:
+    """The first copy, verify, recovery after a lost slot, and a large tenant made anew beside others."""
+    report = bench(tmp_path, "copy", "resync", "--logs=embedded", "--seconds=3", "--rate=50")
+
+    named = {t.figure for t in TARGETS if t.figure.split()[0] in ("first", "verify", "recovery", "resync")}
+    assert {name for name in named if "kafka" not in name} <= report.figures.keys()
+    [recovered] = report.of("recover")
+    assert recovered.more["brought"] == 1000
+    _, beside = report.of("resync")
+    assert beside.more["resyncs, s"]
+    assert beside.more["missing"] == 0
 
 
 @pytest.mark.kafka

@@ -97,7 +97,7 @@ def test_a_sound_source_has_nothing_amiss() -> None:
         ({"publication": publication(operations=("insert",))}, "publication", ERROR, "'insert, update, delete, truncate'"),
         ({"publication": publication(all_tables=True)}, "publication", WARNING, "drop publication"),
         ({"publication": publication(via_root=False)}, "publication", WARNING, "publish_via_partition_root = true"),
-        ({"slot": Slot("headrace", SlotState.INVALIDATED)}, "slot", ERROR, "headrace relay --new-generation"),
+        ({"slot": Slot("headrace", SlotState.INVALIDATED)}, "slot", ERROR, "headrace recover"),
         ({"slot": Slot("headrace", SlotState.FOREIGN)}, "slot", ERROR, "`slot` under `[source]`"),
         ({"slot": Slot("headrace", SlotState.INACTIVE, wal_status="unreserved")}, "slot", WARNING, "headrace relay"),
     ],

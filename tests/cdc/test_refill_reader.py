@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from psycopg import conninfo
 
+from cdc.as_of import Chosen
 from cdc.errors import SourceMisconfigured
-from cdc.refill import Look, Order, Piece, Step, spooled
+from cdc.publication import PublishedTable
+from cdc.refill import Broken, Look, Order, Piece, Step, spooled
 from cdc.refill_reader import PIECE_BYTES, RefillReader
 from tests.conftest import Database
 from tests.end_to_end.oracle import wait_until
 
 Start = Callable[..., RefillReader]
+
+
+def choose(tables: Sequence[PublishedTable], tenant: str) -> list[Chosen]:
+    """Every table has its tenant in its first column."""
+    del tenant
+    return [Chosen(table, column=0) for table in tables]
 
 
 @pytest.fixture
@@ -24,7 +32,7 @@ def start(database: Database) -> Iterator[Start]:
 
     def make(user: str = "") -> RefillReader:
         dsn = conninfo.make_conninfo(database.dsn, user=user) if user else database.dsn
-        made.append(RefillReader(dsn, "headrace", 9))
+        made.append(RefillReader(dsn, "headrace", 9, choose))
         return made[-1]
 
     yield make
@@ -120,3 +128,65 @@ def test_a_table_without_a_key_needs_a_right(database: Database, start: Start) -
             assert [row for rows in spooled(piece.spool) for row in rows] == [[str(n)] for n in range(1, 50001)]
     finally:
         conn.execute(f"drop owned by {role}; drop role {role}".encode())
+
+
+def pieces(reader: RefillReader, tenant: str) -> Iterator[Piece]:
+    """All of a tenant."""
+    read(reader, Order(step=Step.RESYNC, tenant=tenant))
+    number, more = 1, True
+    while more:
+        piece = read(reader, Order(step=Step.RESYNC_ROWS, tenant=tenant, number=number))
+        yield piece
+        number, more = number + 1, piece.more
+
+
+@pytest.mark.every_postgres
+def test_all_rows_of_a_tenant_are_as_of_one_place(database: Database, start: Start) -> None:
+    """Some at a time, within bounds, of every table; what commits in between is in none of them."""
+    conn = database.connect()
+    conn.execute("""
+        create table a (tenant text, n int, body text, primary key (tenant, n));
+        create table b (tenant text, n int);
+        insert into a select t, n, repeat('x', 100000) from generate_series(1, 9) n, unnest('{acme,other}'::text[]) t;
+        insert into b values ('acme', 1), ('other', 2), (null, 3);
+        create publication headrace for table a, b
+    """)
+    reader = start()
+    found: dict[str, list[str | None]] = {}
+    places = set()
+    for number, piece in enumerate(pieces(reader, "acme")):
+        conn.execute("insert into a values ('acme', %s)", [100 + number])
+        conn.execute("insert into b values ('acme', %s)", [100 + number])
+        assert sum(len(str(row)) for row in piece.rows) < PIECE_BYTES + 110_000
+        found.setdefault(piece.relation.name, []).extend(str(row[1]) for row in piece.rows)
+        places.add(piece.as_of)
+    assert found == {"public.a": [str(n) for n in range(1, 10)], "public.b": ["1"], ".": []}
+    assert len(places) == 1
+    assert len(list(pieces(reader, "nobody"))) == 1
+
+
+def test_what_is_read_of_a_tenant_begins_again_with_a_new_connection(database: Database, start: Start) -> None:
+    """The snapshot is gone with its connection: the answer says so, and the first rows come again."""
+    conn = database.connect()
+    conn.execute("""
+        create table a (tenant text, n int, body text, primary key (tenant, n));
+        insert into a select 'acme', n, repeat('x', 100000) from generate_series(1, 90) n;
+        create publication headrace for table a
+    """)
+    reader = start()
+    read(reader, Order(step=Step.RESYNC, tenant="acme"))
+    read(reader, Order(step=Step.RESYNC_ROWS, tenant="acme", number=1))
+    conn.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'headrace-as-of'"
+        " and datname = current_database()"
+    )
+    answers: list[object] = []
+    number = 2
+    while not answers:
+        before = len(reader.pieces)
+        reader.put(Order(step=Step.RESYNC_ROWS, tenant="acme", number=number))
+        while not answers and len(reader.pieces) == before:
+            answers.extend(reader.answers())
+        number += 1
+    assert answers == [Broken("acme")]
+    assert sum(len(piece.rows) for piece in pieces(reader, "acme")) == 90

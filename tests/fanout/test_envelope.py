@@ -30,6 +30,7 @@ from fanout.envelope import (
     Refill,
     RefillBegin,
     RefillEnd,
+    Resync,
     Run,
     Schema,
     Tables,
@@ -127,8 +128,35 @@ SAMPLES: dict[str, Envelope] = {
             Refill(16402, False, [("acme", "1"), ("acme", "2")], False, (), ("tenant", "id")),
         ],
     ),
+    "progress of a resync": Progress(
+        1,
+        23_803_776,
+        2,
+        1_764_000_000_125_000,
+        "7443121311232",
+        1,
+        "headrace",
+        [
+            Refill(16402, False, [("acme", "1"), ("acme", "2")], False, (), ("tenant", "id"), "", [["acme"], []]),
+            Refill(0, True, [], False, (), (), "acme"),
+        ],
+    ),
+    "resync begins": Resync(1, 23_803_720, 0, False, 2, 7, 1_764_000_000_123_456, 0, []),
+    "resync": Resync(
+        1,
+        23_803_920,
+        1,
+        True,
+        2,
+        7,
+        1_764_000_000_323_456,
+        23_803_800,
+        [Run(Op.UPSERT, 5, False, [["acme", "7", "Mill wheel", None]])],
+    ),
     "copy begin": CopyBegin(2, 3, "7443121311232", 1, "headrace"),
     "copy end": CopyEnd(2, 23_803_000, 3, 1_000_000),
+    "copy begin, kept": CopyBegin(3, 4, "7443121311232", 1, "headrace", kept=True),
+    "copy end, kept": CopyEnd(3, 23_804_000, 4, 0, kept=True),
     "close": Close(1, 23_803_720, 2, 1_764_000_000_123_456),
     "refill begin": RefillBegin(1, 23_803_720, 2, 1_764_000_000_123_456, 5),
     "refill end": RefillEnd(1, 23_803_820, 2, 1_764_000_000_223_456, 5),
@@ -141,7 +169,7 @@ SAMPLES: dict[str, Envelope] = {
 }
 
 KINDS: tuple[type[msgspec.Struct], ...] = (Changes, Schema, Catalog, Truncate, Progress, CopyBegin, CopyEnd, Close)
-NEWER_KINDS: tuple[type[msgspec.Struct], ...] = (RefillBegin, RefillEnd, Tables, Dropped)
+NEWER_KINDS: tuple[type[msgspec.Struct], ...] = (RefillBegin, RefillEnd, Tables, Dropped, Resync)
 PARTS: tuple[type[msgspec.Struct], ...] = (Run, Relation, Column, TableFacts, ColumnFacts, Index, Refill)
 
 
@@ -161,7 +189,7 @@ def golden(version: int) -> dict[str, dict[str, str]]:
 
 
 def encoded(name: str) -> bytes:
-    return encode(SAMPLES[name], newer=name == "changes of version 2")
+    return encode(SAMPLES[name], newer=name in ("changes of version 2", "copy begin, kept", "copy end, kept"))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -176,7 +204,18 @@ def test_the_bytes_of_every_kind_are_pinned(name: str) -> None:
 def test_only_what_is_new_is_of_the_newer_version() -> None:
     """Readers of version 1 read all but the records that they could not understand."""
     newer = {name for name in SAMPLES if encoded(name)[0] == envelope.NEWER_VERSION}
-    assert newer == {"changes of version 2", "refill begin", "refill end", "tables", "dropped"}
+    assert newer == {
+        "changes of version 2",
+        "refill begin",
+        "refill end",
+        "tables",
+        "dropped",
+        "resync begins",
+        "resync",
+    } | {
+        "copy begin, kept",
+        "copy end, kept",
+    }
     assert all(encoded(name)[0] == envelope.VERSION for name in SAMPLES.keys() - newer)
 
 

@@ -15,6 +15,7 @@ from fanout.envelope import (
     Envelope,
     Position,
     Progress,
+    Resync,
     Schema,
     Tables,
 )
@@ -31,11 +32,13 @@ def expected(body: Envelope) -> Head:
         case Progress():
             return Head(Position(body.generation, body.lsn, 0), written_us=body.time_us)
         case CopyBegin():
-            return Head(Position(body.generation, 0, FIRST_COPY_CHUNK), begins_copy=True)
+            return Head(Position(body.generation, 0, FIRST_COPY_CHUNK), begins_copy=True, keeps=body.kept)
         case CopyEnd():
             return Head(Position(body.generation, body.commit_lsn, -1), ends_copy=True)
         case Schema() | Dropped() | Catalog():
             return Head(Position(body.generation, body.commit_lsn, 0), is_tables=True)
+        case Resync():
+            return Head(Position(body.generation, body.commit_lsn, 0), body.commit_time_us, is_resync=True)
         case Tables():
             return Head(Position(body.generation, body.commit_lsn, 0))
         case _:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from cdc.lsn import Lsn
 from cdc.pgoutput import UNCHANGED, Delete, Entry, Insert, Row, Truncate, Update
-from cdc.refill import Busy, Look, Note, Order, Piece, RefillRequest, Snapshot, Step, encode_note
+from cdc.refill import Broken, Busy, Look, Note, Order, Piece, RefillRequest, Snapshot, Step, encode_note
 from cdc.relation import Column, Relation, ReplicaIdentity
 from cdc.transaction import Change, Transaction
 from fanout.envelope import Refill
-from fanout.refill import Refills, of_this_key
+from fanout.refill import Progressing, Refills, of_this_key
 from fanout.tracker import Tracker
 
 ITEMS = Relation(
@@ -308,3 +308,96 @@ def test_a_key_that_goes_and_comes_back_finds_no_row_that_was_asked_for_by_it() 
     assert played.refills.pending() == [Refill(7, True, [], False, ())]
     assert of_this_key([request], ITEMS) == [request]
     assert of_this_key([request, RefillRequest(8)], other) == [RefillRequest(7, replace=True), RefillRequest(8)]
+
+
+# A tenant's replica made anew
+
+
+def test_a_tenant_is_read_from_its_first_row_to_its_last() -> None:
+    """The place first, then rows under growing numbers; the next relay begins anew."""
+    played = Played()
+    played.refills.ask([RefillRequest(tenant="t")])
+    left = [Refill(0, True, [], False, (), (), "t")]
+    assert played.refills.pending() == left
+    order = played.order()
+    assert (order.step, order.tenant, order.number) == (Step.RESYNC, "t", 0)
+    begun = played.answer(order)
+    assert begun is not None
+    order = played.order()
+    assert (order.step, order.number) == (Step.RESYNC_ROWS, 1)
+    piece = played.answer(order, row(1), more=True)
+    assert piece is not None
+    assert (piece.rows, piece.attempt) == ([row(1)], begun.attempt)
+    assert played.refills.pending() == left
+    assert played.refills.progress("x") == Progressing(tenant="t", rows=1, held_up_by="x")
+    order = played.order()
+    assert order.number == 2
+    assert played.answer(order) is not None
+    assert not played.refills.active
+    next_ = Played(left)
+    assert next_.order().step is Step.RESYNC
+
+
+def test_what_broke_begins_again_under_another_number() -> None:
+    """The thread has lost its snapshot; or the tenant is asked for once more: what is on its way counts for nothing."""
+    played = Played()
+    played.refills.ask([RefillRequest(tenant="t")])
+    first = played.answer(played.order())
+    played.order()
+    played.refills.broken(Broken("t"))
+    order = played.order()
+    assert order.step is Step.RESYNC
+    assert order.pause_s > 0
+    second = played.answer(order)
+    assert first is not None
+    assert second is not None
+    assert second.attempt > first.attempt
+    order = played.order()
+    played.refills.ask([RefillRequest(tenant="t")])
+    assert played.answer(order, row(1)) is None
+    assert played.order().step is Step.RESYNC
+
+
+def test_a_tenant_that_is_elsewhere_is_not_asked_for() -> None:
+    """Of another region's tenant nothing is written, not even its name."""
+    played = Played()
+    played.refills.ask([RefillRequest(tenant="t")])
+    played.order()
+    played.refills.broken(Broken("t", elsewhere=True))
+    assert not played.refills.active
+
+
+def test_tables_and_tenants_have_turns() -> None:
+    """A large table does not hold up a tenant, nor a large tenant a table."""
+    played = Played()
+    played.refills.ask([RefillRequest(7), RefillRequest(tenant="t")])
+    played.look()
+    steps = []
+    for _ in range(4):
+        order = played.order()
+        steps.append(bool(order.tenant))
+        played.answer(order, row(1), more=True)
+    assert steps == [True, False, True, False]
+
+
+def test_rows_that_are_wrong_in_somebodys_replica() -> None:
+    """What was asked for comes with whose replicas it is wrong in, unless the stream has something newer: then it is asked
+    for again. It outlives the relay."""
+    played = Played()
+    played.refills.ask([RefillRequest(7, keys=(key(1), key(2)), by=("id", "tenant"), tenant="t")])
+    played.refills.ask([RefillRequest(7, keys=(key(1),), by=("id", "tenant"), tenant="u")])
+    [left] = played.refills.pending()
+    assert (left.keys, left.owners) == ([key(1), key(2)], [["t", "u"], ["t"]])
+    played.look()
+    order = played.order()
+    played.refills.note(transaction(UNSEEN, [Insert(7, row(2))]), {7: ITEMS})
+    piece = played.answer(order, row(1))
+    assert piece is not None
+    assert piece.owners == {key(1): ["t", "u"]}
+    assert played.refills.pending() == [Refill(7, False, [key(2)], False, (), ("id", "tenant"), "", [["t"]])]
+    again = Played(played.refills.pending())
+    again.look()
+    done = again.answer(again.order(), row(2))
+    assert done is not None
+    assert done.owners == {key(2): ["t"]}
+    assert not again.refills.active

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdc.errors import UnknownRelation
 from cdc.lsn import Lsn
-from cdc.pgoutput import UNCHANGED, Delete, Entry, Insert, Row, Truncate, Update
-from cdc.refill import RefillRequest
+from cdc.pgoutput import UNCHANGED, Delete, Entry, Insert, LogicalMessage, Row, Truncate, Update
+from cdc.refill import Look, Note, Order, Piece, RefillRequest, Snapshot, Step, encode_note
 from cdc.relation import Column, Relation, ReplicaIdentity
 from cdc.transaction import Change, Transaction
 from fanout import envelope
 from fanout.envelope import Changes, Close, Envelope, Op, Schema
 from fanout.errors import RouteError, TenantKeyMissing
 from fanout.log import partition_of
+from fanout.refill import Refills
 from fanout.router import Router
 from fanout.tenancy import Rule, Tenancy
 
@@ -593,3 +595,45 @@ def test_what_tenants_are_told_adds_up_to_the_source(transactions: list[Any]) ->
         for oid in (1, 2):
             assert replayed.tables[tenant][oid] == {key: kept for key, kept in source[oid].items() if key[0] == tenant}
     assert replayed.tables[None][3] == source[3]
+
+
+# What was read again
+
+
+def met(piece: Piece, *changes: Change, tenants: tuple[str, ...] = ()) -> dict[str | None, list[tuple[Op, list[Row]]]]:
+    """What a piece becomes at its place in the stream."""
+    pieces = {1: piece}
+    refills = Refills(9, pieces)
+    made = Router(Tenancy(RULES), PARTITIONS, generation=3, relay=9, refills=refills)
+    made.describe(piece.relation, 1)
+    request = RefillRequest(piece.relation.oid, keys=piece.order.keys, by=("tenant", "id"))
+    refills.ask([msgspec.structs.replace(request, tenant=tenant) for tenant in tenants or ("",)])
+    looking = refills.next()
+    assert looking is not None
+    refills.looked(Look(piece.relation.oid, piece.relation, ("tenant", "id"), 1), wanted=True)
+    order = refills.next()
+    assert order is not None
+    piece.order = order
+    note = LogicalMessage(True, Lsn(0), "headrace.refill", encode_note(Note(9, 1, False)))
+    return runs(routed(made, *changes, note))
+
+
+def keyed(*keys: tuple[str, ...]) -> Piece:
+    order = Order(oid=1, step=Step.ROWS, keys=keys)
+    return Piece(order=order, relation=ITEMS, key=("tenant", "id"), snapshot=Snapshot(9, 9, frozenset()))
+
+
+def test_a_row_that_is_not_there_goes_from_the_replica_it_was_found_in() -> None:
+    """Of keys that were asked for because they are wrong with somebody: what there is of them comes, and goes where it
+    is not."""
+    piece = keyed(("x", "1"), ("x", "2"))
+    piece.rows = [["x", "1", "a", "b"]]
+    assert met(piece, tenants=("x",)) == {
+        "x": [(Op.UPSERT, [["x", "1", "a", "b"]]), (Op.DISCARD, [["x", "2", None, None]])],
+    }
+    piece = keyed(("x", "1"))
+    piece.rows = [["x", "1", "a", "b"]]
+    assert met(piece, tenants=("x", "y")) == {
+        "x": [(Op.UPSERT, [["x", "1", "a", "b"]])],
+        "y": [(Op.DISCARD, [["x", "1", None, None]])],
+    }

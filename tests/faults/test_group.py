@@ -33,6 +33,8 @@ from tests.kafka_broker import KafkaBroker, what_kafka_lacks
 pytestmark = [pytest.mark.faults, pytest.mark.kafka]
 
 KILLS = int(os.environ.get("HEADRACE_KILLS", "3"))
+ROUND: Final = 25
+"""Faults between two comparisons with Postgres."""
 FAULTS: Final = ("away", "stopped", "broker", "killed", "restarted")
 SESSION_S: Final = 2.0
 SESSION: Final = {"session.timeout.ms": "2000", "heartbeat.interval.ms": "500", "max.poll.interval.ms": "8000"}
@@ -119,7 +121,7 @@ class Group:
             return done()
 
         try:
-            return wait_until(look, what, deadline_s=60 + 2 * KILLS)
+            return wait_until(look, what, deadline_s=60 + 2 * min(KILLS, ROUND))
         except AssertionError as error:
             for name, stage in self.members.items():
                 error.add_note(f"{name}: {json.dumps(self.status(name))}\n{stage.output.read_text()[-3000:]}")
@@ -128,9 +130,8 @@ class Group:
     def assert_equal(self) -> None:
         """Every tenant's replica at its partition's owner, and each owner's shared replica, hold what Postgres does."""
         owners = self.wait_applied()
-        for number, name in enumerate(sorted(set(owners.values()))):
-            whole = self.pipeline.directory / f"whole-{number}"
-            whole.mkdir()
+        for name in sorted(set(owners.values())):
+            whole = Path(tempfile.mkdtemp(prefix="whole-", dir=self.pipeline.directory))
             (whole / "_shared.db").symlink_to(self.root(name) / "_shared.db")
             for partition, owner in owners.items():
                 (whole / f"{partition:03d}").symlink_to(self.root(owner) / f"{partition:03d}")
@@ -257,20 +258,22 @@ def test_random_faults(
         # a machine that gets no partition has nothing to look at; all together have
         made = [TornWatcher(root, BROKEN, BROKEN_SHARED, may_be_idle=True) for root in sorted(group.roots)]
         watchers = [watching.enter_context(watcher) for watcher in made]
-        traffic = watching.enter_context(group.pipeline.traffic(seed))
-        group.wait_owned()
         faults = [*FAULTS[:3], *(pick.choice(FAULTS) for _ in range(KILLS - 3))][:KILLS]
         pick.shuffle(faults)
-        for number, fault in enumerate(faults, 1):
-            time.sleep(pick.uniform(0.5, 1.5))  # the random moment; nothing is waited for
-            name = pick.choice(list(group.members))
-            group.members[name].assert_running()
-            _hurt(group, name, fault, broker)
-            seen = sum(watcher.snapshots for watcher in watchers)
-            print(f"{number} of {KILLS}: {fault} {name}, {traffic.committed} transactions, {seen} snapshots")  # noqa: T201
-        traffic.wait_for(30)
-        traffic.stop()
-        group.assert_equal()
+        for first in range(0, KILLS, ROUND):
+            with group.pipeline.traffic(seed + first) as traffic:
+                group.wait_owned()
+                for number, fault in enumerate(faults[first : first + ROUND], first + 1):
+                    time.sleep(pick.uniform(0.5, 1.5))  # the random moment; nothing is waited for
+                    name = pick.choice(list(group.members))
+                    group.members[name].assert_running()
+                    _hurt(group, name, fault, broker)
+                    seen = sum(watcher.snapshots for watcher in watchers)
+                    print(f"{number} of {KILLS}: {fault} {name}, {traffic.committed} transactions, {seen} snapshots")  # noqa: T201
+                traffic.wait_for(30)
+            begun = time.monotonic()
+            group.assert_equal()
+            print(f"equal to Postgres, {time.monotonic() - begun:.0f} s after the last fault")  # noqa: T201
     assert any(watcher.snapshots for watcher in watchers), "no replica was ready during the whole run"
     for stage in (relay, *group.members.values()):
         stage.stop()

@@ -59,3 +59,23 @@ def test_relay_dies_in_a_refill(pipeline: Pipeline, seed: int) -> None:
     assert any(isinstance(body, RefillEnd) for _, body in pipeline.records())
     relay.stop()
     applier.stop()
+
+
+def test_a_request_that_is_none_is_passed_over(pipeline: Pipeline) -> None:
+    """Somebody's slip in SQL stops no relay, now or at its next start; the status says what was wrong with it. An oid may be
+    a string, as `json_build_object` writes it."""
+    relay, applier = pipeline.relay(), pipeline.applier()
+    pipeline.wait_copied(relay, applier)
+    for content in ("no json", '{"oid": "x"}', "[]", '{"oid": 0}', '{"tenant": ""}', '{"tenant": "a", "keys": [["1"]]}'):
+        pipeline.conn.execute("select pg_logical_emit_message(true, 'headrace.resync', %s)", [content])
+    wait_until(lambda: "is not a request" in pipeline.status("relay").get("refused", ""), "it is told")
+    row = pipeline.conn.execute(
+        "select json_build_object('oid', 'statics'::regclass::oid, 'replace', true)::text"
+    ).fetchone()
+    assert row is not None
+    assert '"oid" : "' in row[0]
+    pipeline.conn.execute("select pg_logical_emit_message(true, 'headrace.resync', %s)", [row[0]])
+    wait_until(lambda: any(isinstance(body, RefillEnd) for _, body in pipeline.records()), "the table is read again")
+    pipeline.assert_equal(relay, applier)
+    relay.stop()
+    applier.stop()

@@ -6,15 +6,19 @@ afterwards every replica equals Postgres again, also those of tenants that went 
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable
 
 import pytest
 from psycopg import sql
 
+from fanout.envelope import Changes
 from fanout.log import LogConfig
 from tests.conftest import Database
 from tests.end_to_end.oracle import reading, replicas_in, wait_until
 from tests.faults.pipeline import Pipeline, Stage
+from tests.headrace.conftest import Operator
 
 pytestmark = pytest.mark.faults
 
@@ -59,6 +63,35 @@ def assert_recovers(pipeline: Pipeline, applier: Stage) -> None:
     applier.stop()
 
 
+def change_behind_the_back(pipeline: Pipeline) -> None:
+    """What nobody's slot brings: rows that are new, changed and gone, of tenants and of everybody, and a table emptied."""
+    delete_tenant(pipeline)
+    pipeline.conn.execute("select found('newcomer')")
+    pipeline.conn.execute("update accounts set price = price + 1, profile = repeat(profile, 2) where id = 3")
+    pipeline.conn.execute("delete from statics where n = 7; update rates set rate = 0 where n < 5; truncate events")
+    pipeline.conn.execute("insert into events select tenant, 2, 1 from accounts where id = 1")
+
+
+def assert_recovers_by_diff(pipeline: Pipeline, applier: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`headrace recover` while transactions commit: just what differs is in the log afterwards, readers had the replicas all
+    the while, and a relay that is started plainly goes on."""
+    copied = sum(isinstance(body, Changes) and body.chunk < 0 for _, body in pipeline.records())
+    monkeypatch.chdir(pipeline.directory)
+    with pipeline.traffic(3, pause_s=0.02) as traffic:
+        traffic.wait_for(20)
+        done = Operator(pipeline.directory).json("recover", "--timeout=50")
+        traffic.wait_for(5)
+    assert done["generation"] == 2
+    relay = pipeline.relay()
+    pipeline.assert_equal(relay, applier, generation=2)
+    with reading(replicas_in(pipeline.root)[GONE]) as replica:
+        assert replica.execute("select count(*) from accounts").get == 0
+    assert sum(isinstance(body, Changes) and body.chunk < 0 for _, body in pipeline.records()) == copied
+    assert "nothing to recover" in Operator(pipeline.directory).ask("recover", code=1).stderr
+    relay.stop()
+    applier.stop()
+
+
 def delete_tenant(pipeline: Pipeline) -> None:
     for table in ("accounts", "statics"):
         pipeline.conn.execute(sql.SQL("delete from {} where tenant = %s").format(sql.Identifier(table)), [GONE])
@@ -73,6 +106,53 @@ def test_slot_dropped(embedded: Pipeline) -> None:
     embedded.conn.execute("select pg_drop_replication_slot(%s)", [embedded.slot])
     assert_refused(embedded, "SlotMissing")
     assert_recovers(embedded, applier)
+
+
+@pytest.mark.every_postgres
+def test_slot_dropped_and_recovered(embedded: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T8, T10, R8: a new slot, and what differs; replicas that are equal are not touched."""
+    applier = run_then_stop_relay(embedded)
+    change_behind_the_back(embedded)
+    embedded.conn.execute("select pg_drop_replication_slot(%s)", [embedded.slot])
+    assert_refused(embedded, "SlotMissing")
+    assert_recovers_by_diff(embedded, applier, monkeypatch)
+
+
+def test_recovery_is_killed_and_gone_on_with(embedded: Pipeline, seed: int) -> None:
+    """R8: at any moment, with the relay that it has started; the next call goes on, or begins again."""
+    pick = random.Random(seed)
+    applier = run_then_stop_relay(embedded)
+    change_behind_the_back(embedded)
+    embedded.conn.execute("select pg_drop_replication_slot(%s)", [embedded.slot])
+    operator = Operator(embedded.directory)
+    with embedded.traffic(seed, pause_s=0.02) as traffic:
+        for _ in range(4):
+            recovering = operator.start("recover", "--json")
+            time.sleep(pick.uniform(0.3, 4))
+            recovering.kill()
+            recovering.communicate()
+        traffic.wait_for(5)
+
+        def over() -> bool:
+            done = operator.start("recover", "--json", "--timeout=50")
+            _, said = done.communicate(timeout=60)
+            return done.returncode == 0 or "nothing to recover" in said
+
+        wait_until(over, "it is recovered")  # the relay of a call that was killed may still be ending
+    relay = embedded.relay()
+    generation = max(row[2] for row in embedded.saved())
+    assert generation > 1
+    embedded.assert_equal(relay, applier, generation=generation)
+    relay.stop()
+    applier.stop()
+
+
+def test_slot_advanced_by_hand_and_recovered(embedded: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T8, T9: the slot was read by somebody else."""
+    applier = run_then_stop_relay(embedded)
+    change_behind_the_back(embedded)
+    embedded.conn.execute("select pg_replication_slot_advance(%s, pg_current_wal_lsn())", [embedded.slot])
+    assert_recovers_by_diff(embedded, applier, monkeypatch)
 
 
 def test_slot_advanced_by_hand(embedded: Pipeline) -> None:

@@ -24,6 +24,8 @@ from tests.end_to_end.oracle import Table, wait_until
 
 FOUNDERS: Final = tuple(f"founder-{n}" for n in range(6))
 """Tenants that are there from the beginning to the end."""
+VISITORS: Final = 60
+"""Names of tenants that come and go."""
 ACCOUNTS: Final = 5
 STATICS: Final = 40
 EVENTS: Final = 3
@@ -121,7 +123,6 @@ class Traffic:
         self._pause_s = pause_s
         self._stopped = threading.Event()
         self._failure: BaseException | None = None
-        self._visitors = 0
         self._thread = threading.Thread(target=self._run, name="traffic", daemon=True)
         self._kinds: list[Callable[[psycopg.Connection[Any]], None]] = [
             *[self._transfer] * 40,
@@ -249,13 +250,17 @@ class Traffic:
         )
 
     def _visit(self, conn: psycopg.Connection[Any]) -> None:
-        """A new tenant."""
-        self._visitors += 1
-        conn.execute("select found(%s)", [f"visitor-{self._visitors}"])
+        """A new tenant, or one that was here before."""
+        who = self._visitor()
+        conn.execute("select found(%s) where not exists (select from accounts where tenant = %s)", [who, who])
+
+    def _visitor(self) -> str:
+        # bounded, because a truncate concerns every tenant that ever was
+        return f"visitor-{self._random.randrange(VISITORS)}"
 
     def _leave(self, conn: psycopg.Connection[Any]) -> None:
         """A tenant goes, with all its rows."""
-        visitor = f"visitor-{self._random.randrange(max(1, self._visitors)) + 1}"
+        visitor = self._visitor()
         for table in ("accounts", "ledger", "statics", "events"):
             conn.execute(f"delete from {table} where tenant = %s", [visitor])
 

@@ -479,7 +479,7 @@ def test_a_spoilt_replica_stops_its_own_tenant_only(site: Site) -> None:
         "tenant-2": "ReplicaForeign",
         "tenant-3": "ReplicaForeign",
     }
-    assert all("Move" in line["hint"] for line in lines)
+    assert all("headrace resync" in line["hint"] for line in lines)
     assert {path: path.read_bytes() for path in spoilt} == spoilt
     assert "Traceback" not in output.read_text()
     site.assert_no_secret()

@@ -24,7 +24,7 @@ WHO, OTHER = FOUNDERS[1], FOUNDERS[2]
 
 def run(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, **wanted: object) -> Verified:
     monkeypatch.chdir(pipeline.directory)
-    return verify(load(None), Wanted(**wanted))  # type: ignore[arg-type]
+    return verify(load(None), Wanted(**wanted))[0]  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_no_false_alarm_under_load(
     new_pipeline: Callable[[LogConfig], Pipeline], log: LogConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Transfers, moves between tenants, truncates, tenants that come and go: at any moment every replica is found equal,
-    those that are in the midst of it too."""
+    those that are in the midst of it too (T24)."""
     pipeline = new_pipeline(log)
     relay, applier = pipeline.relay(), pipeline.applier()
     pipeline.wait_copied(relay, applier)
@@ -168,3 +168,38 @@ def test_the_command(still: Pipeline, operator: Operator) -> None:
     assert [(d["kind"], d["key"]) for d in found["replicas"][0]["differences"]] == [("missing", ["5"])]
     assert operator.json("verify", OTHER)["equal"] == 1
     assert "TenantUnknown" in operator.ask("verify", "nobody", code=1).stderr
+
+
+@pytest.mark.parametrize("fault", [name for name in FAULTS if name != "a stray table"])
+def test_a_planted_fault_is_repaired(still: Pipeline, operator: Operator, fault: str) -> None:
+    """By the command: first what it would do, which changes nothing; then it is done, and the replica equals Postgres."""
+    plant(replica(still, WHO), FAULTS[fault][0])
+    told = operator.json("verify", WHO, "--repair", "--dry-run", code=1)
+    assert told["after"] is None
+    assert told["plan"]["rows"] or told["plan"]["anew"] == [WHO]
+    assert operator.json("verify", WHO, code=1)["differ"] == 1
+
+    done = operator.json("verify", WHO, "--repair")
+    assert (done["found"]["differ"], done["after"]["differ"], done["after"]["equal"]) == (1, 0, 1)
+    assert operator.json("verify")["differ"] == 0
+
+
+def test_an_audit_tells_what_differs_until_it_does_not(still: Pipeline, operator: Operator) -> None:
+    """In the background, round by round; `status` has it as a problem, with the way out."""
+    auditing = operator.start("audit", "--every", "0.5", "--rate", "1000000")
+
+    def told() -> dict[str, object]:
+        return still.status("audit")
+
+    wait_until(lambda: told().get("rounds", 0), "a round")
+    assert told()["differ"] == 0
+    operator.ask("status")
+    plant(replica(still, WHO), "delete from statics where n = 7")
+    wait_until(lambda: told()["differ"] == 1, "it is found")
+    said = operator.text("status", code=1)
+    assert f"1 replicas differ from Postgres: {WHO}" in said
+    operator.json("verify", WHO, "--repair")
+    wait_until(lambda: told()["differ"] == 0, "it is found equal again")
+    auditing.terminate()
+    assert auditing.wait(20) == 0
+    assert told()["phase"] == "stopped"

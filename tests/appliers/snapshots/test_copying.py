@@ -322,7 +322,7 @@ def test_a_place_that_cannot_be_written_is_tried_again(folder: Store, tmp_path: 
 
 def test_leftovers_of_the_killed_are_removed_and_nothing_else(tmp_path: Path) -> None:
     """Copies and hydrations that did not end; replicas, templates and what else is there stay."""
-    stay = ["acme.db", "acme.db-wal", "acme=2ecopy.db", ".template-1-0.db", "acme.12.new"]
+    stay = ["acme.db", "acme.db-wal", "acme=2ecopy.db", ".template-1-0.new", "acme.12.new"]
     for name in (*stay, "acme.12.copy", "acme.12-0a1b2c3d.copy-journal", "=.99-00000000.hydrated", "==0a.1.hydrated-wal"):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
