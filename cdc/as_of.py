@@ -75,9 +75,10 @@ class AsOf:
         lines = self.lines(chosen.table, chosen.conditions)
         return any(chosen.column < 0 or parse_copy_line(line)[chosen.column] == tenant for line in lines)
 
-    def tenants(self, table: PublishedTable, column: str) -> list[str | None]:
-        """The texts of a column, each once."""
-        rows = sql.SQL("select distinct {}::text from ({}) r").format(sql.Identifier(column), select_rows(table))
+    def tenants(self, table: PublishedTable, column: str) -> list[str]:
+        """The texts of a column, as its type's output function has them, each once; without NULL."""
+        name = sql.Identifier(column)
+        rows = sql.SQL("select distinct concat({}) from ({}) r where {} is not null").format(name, select_rows(table), name)
         with translated():
             return [row[0] for row in self._conn.execute(rows).fetchall()]
 

@@ -291,7 +291,7 @@ class RefillReader:
     def _end_resync(self) -> None:
         resync, self._resync = self._resync, None
         if resync is not None:
-            with contextlib.suppress(psycopg.Error):  # it may be what failed
+            with contextlib.suppress(psycopg.Error, SourceError):  # it may be what failed
                 resync.close()
         self._waiting.clear()
 

@@ -482,7 +482,7 @@ class Router:
                     tenant = row[target.index] if target.index >= 0 else target.tenant
                     self._add(target, tenant, _UPSERT, row)
                     if piece.owners:
-                        here.add((key_of(piece.relation, piece.identity, row), tenant or _SHARED))
+                        here.add((key_of(piece.relation, piece.identity, row), _SHARED if tenant is None else tenant))
                 for key, owners in piece.owners.items():
                     for owner in (_SHARED if name == SHARED_TENANT else name for name in owners):
                         if (key, owner) not in here:

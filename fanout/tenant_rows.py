@@ -3,8 +3,8 @@
     Tenancy.route(relation), names --conditions--> SQL that may let rows of others through, and loses none of theirs
 
 What routes a row of the stream is the text of its tenant column. An index serves a condition only on the column itself, so
-where its type prints other texts than it reads (`numeric`, `char(n)`) the condition is on the text, and each row's own
-text decides in the end (`Chosen.column`).
+where its type prints other texts than it reads (`numeric`, `char(n)`) the condition is on the text that its output function
+gives, by `concat`: a cast to text differs for three types. Each row's own text decides in the end (`Chosen.column`).
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def conditions(relation: Relation, route: ByColumn, names: Sequence[str]) -> lis
     if column.type_oid in _NUMBERS:
         names = [name for name in names if name.removeprefix("-").isdecimal() and -(2**63) <= int(name) < 2**63]
     elif column.type_oid not in _TEXTS:
-        tested = sql.SQL("{}::text").format(tested)
+        tested = sql.SQL("concat({})").format(tested)
     values = sql.SQL(", ").join(map(sql.Literal, names)) if names else sql.SQL("null")
     found: list[sql.Composable] = [sql.SQL("{} in ({})").format(tested, values)]
     if route.region is not None:
         index, region = route.region
-        found.append(sql.SQL("{}::text = {}").format(sql.Identifier(relation.columns[index].name), sql.Literal(region)))
+        found.append(sql.SQL("concat({}) = {}").format(sql.Identifier(relation.columns[index].name), sql.Literal(region)))
     return found
 
 

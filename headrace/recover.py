@@ -139,7 +139,8 @@ def _wait_for_generation(config: Config, until: float) -> None:
 def _require_possible(done: Repaired) -> None:
     if done.plan.beyond:
         raise CommandError(
-            "The shared replica differs in what is not rows", hint="`headrace relay --new-generation` copies everything."
+            f"What differs there cannot be brought so: {', '.join(done.plan.beyond)}",
+            hint="`headrace relay --new-generation` copies everything.",
         )
 
 

@@ -57,6 +57,9 @@ def plan_of(found: Sequence[TenantVerified], identities: Mapping[str, Identity],
     rows, anew, tables, beyond = 0, list[str](), dict[str, None](), list[str]()
     requests = list[RefillRequest]()
     for one in filter(is_wrong, found):
+        if one.tenant == "":
+            beyond.append("''")  # no request can name it
+            continue
         by_key = defaultdict[str, list[tuple[str, ...]]](list)
         for difference in one.differences:
             by_key[difference.table].append(difference.key)

@@ -16,6 +16,7 @@ from cdc.lsn import Lsn, format_lsn, parse_lsn
 from cdc.refill import RefillRequest
 from headrace import output, refills
 from headrace.config import Config
+from headrace.errors import CommandError
 
 
 class Resynced(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +33,9 @@ def resync(config: Config, tenants: Sequence[str], *, partition: int | None, wai
     ReplicasMissing, TenantUnknown, PointNotReached."""
     begun = time.monotonic()
     names = list(dict.fromkeys(tenants)) if partition is None else _names_in(config, partition)
+    if "" in names:
+        hint = "`headrace relay --new-generation` copies everything."
+        raise CommandError("A tenant without a name cannot be made anew", hint=hint)
     requests = [RefillRequest(tenant=name, slot=config.source.slot) for name in names]
     lsn = refills.ask(config.dsn(), requests)
     made = {} if wait_s is None else _wait(config, lsn, requests, begun + wait_s)

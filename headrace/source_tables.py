@@ -102,4 +102,4 @@ def tenants_of(source: AsOf, table: SourceTable) -> list[str]:
     """Those that have rows. Raises SourceError."""
     if not isinstance(table.route, ByColumn):
         return []
-    return [tenant for tenant in source.tenants(table.published, table.names[table.route.index]) if tenant]
+    return source.tenants(table.published, table.names[table.route.index])

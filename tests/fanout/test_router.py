@@ -631,6 +631,9 @@ def test_a_row_that_is_not_there_goes_from_the_replica_it_was_found_in() -> None
     assert met(piece, tenants=("x",)) == {
         "x": [(Op.UPSERT, [["x", "1", "a", "b"]]), (Op.DISCARD, [["x", "2", None, None]])],
     }
+    piece = keyed(("", "1"))
+    piece.rows = [["", "1", "a", "b"]]
+    assert met(piece, tenants=("",)) == {"": [(Op.UPSERT, [["", "1", "a", "b"]])]}
     piece = keyed(("x", "1"))
     piece.rows = [["x", "1", "a", "b"]]
     assert met(piece, tenants=("x", "y")) == {
