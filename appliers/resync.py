@@ -25,6 +25,7 @@ import structlog
 from appliers import versions
 from appliers.backlog import Backlog
 from appliers.barrier import sync_replica
+from appliers.bodies import Bodies
 from appliers.catalog import Catalog
 from appliers.errors import ReplicaForeign, TenantError
 from appliers.handover import Handover
@@ -40,7 +41,6 @@ from cdc import failpoints
 from cdc.lsn import format_lsn
 from fanout import envelope
 from fanout.envelope import FIRST_COPY_CHUNK, Changes, CopyEnd, Resync
-from fanout.errors import LogTrimmed
 from fanout.log.interface import Record
 
 log = structlog.get_logger("applier")
@@ -85,6 +85,7 @@ class Resyncs:
     def __init__(
         self,
         partitions: Mapping[int, PartitionState],
+        bodies: Bodies,
         state: State,
         replicas: Replicas,
         quarantine: Quarantine,
@@ -92,6 +93,7 @@ class Resyncs:
         overrides: Mapping[str, As],
     ) -> None:
         self._partitions = partitions
+        self._bodies = bodies
         self._state = state
         self._replicas = replicas
         self._quarantine = quarantine
@@ -115,16 +117,8 @@ class Resyncs:
         body = envelope.decode(record.value)
         assert isinstance(body, Resync)
         assert record.key is not None
-        name, generation = record.key.decode(), self._partitions[record.partition].generation
-        if body.generation > generation:
-            raise LogTrimmed(
-                "The log goes on from a first copy that is not in it any more",
-                partition=record.partition,
-                offset=record.offset,
-                generation=body.generation,
-            )
-        attempt = Attempt(body.generation, body.relay, body.attempt)
-        if body.generation == generation and body.number == 0:
+        name, attempt = record.key.decode(), Attempt(body.generation, body.relay, body.attempt)
+        if self._bodies.is_current(body.generation, record) and body.number == 0:
             self._begin(name, attempt, record)
             return
         making = self.making.get(name)

@@ -103,7 +103,9 @@ class Worker:
             self._erasures.released,
             lambda: self._erasures.load(self._partitions),
         )
-        self._resyncs = Resyncs(self._partitions, self._state, self._replicas, self._quarantine, handover, options.overrides)
+        self._resyncs = Resyncs(
+            self._partitions, self._bodies, self._state, self._replicas, self._quarantine, handover, options.overrides
+        )
         self._follower = Follower(catalog, self._replicas.names_in)
         self._delivery = Delivery(
             self._partitions,
