@@ -188,7 +188,4 @@ class Renewals:
     def _let_go(self, file: Path, replica: Replica) -> None:
         del self._left[file]
         replica.close()
-        if file == replica.path:
-            versions.remove_beside(file)  # the name is the new one's
-        else:
-            versions.remove_file(file)
+        versions.remove_replaced(replica.path, file)

@@ -239,10 +239,7 @@ class Resyncs:
             before.rename(aside)  # it is somebody's
             log.warning("a file that is no replica of the tenant was set aside", path=str(aside))
         versions.switch(path, file)
-        if before == path:
-            versions.remove_beside(path)
-        else:
-            versions.remove_file(before)
+        versions.remove_replaced(path, before)
 
     def _give_up(self, name: str, error: TenantError) -> None:
         self._abandon(name)

@@ -81,11 +81,12 @@ class Saving:
     def floors(self) -> dict[int, PartitionState]:
         """Each partition's state as it may be saved: not past the first chunk of a transaction that is not whole."""
         opened: dict[int, int] = {}
-        holders = (
-            self._replicas.open_offsets,
-            *(one.first_offsets for one in (self._truncates, self._backlog, self._resyncs)),
-        )
-        for places in (holder() for holder in holders):
+        for places in (
+            self._replicas.open_offsets(),
+            self._truncates.first_offsets(),
+            self._backlog.first_offsets(),
+            self._resyncs.first_offsets(),
+        ):
             for partition, offset in places:
                 opened[partition] = min(offset, opened.get(partition, offset))
         return {

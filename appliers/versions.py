@@ -80,6 +80,14 @@ def remove(path: Path) -> None:
     remove_beside(path)
 
 
+def remove_replaced(path: Path, file: Path) -> None:
+    """Take a file away that had this name before another got it."""
+    if file == path:
+        remove_beside(file)  # the name is the new one's
+    else:
+        remove_file(file)
+
+
 def remove_file(file: Path) -> None:
     """Take a file away, with what SQLite keeps beside it."""
     file.unlink(missing_ok=True)
