@@ -53,7 +53,7 @@ def new_pipeline(tmp_path: Path) -> Iterator[Callable[..., Pipeline]]:
     def make(database: Database, log: LogConfig, *, padding: int = 0, **source: Any) -> Pipeline:
         pipeline = Pipeline(database, tmp_path, log, **source)
         made.append(pipeline)
-        prepare(pipeline.conn, statics_padding=padding)
+        prepare(pipeline.conn, padding=padding)
         return pipeline
 
     yield make

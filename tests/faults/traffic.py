@@ -23,6 +23,7 @@ import psycopg
 from tests.end_to_end.oracle import Table, wait_until
 
 FOUNDERS: Final = tuple(f"founder-{n}" for n in range(6))
+ARCHIVE: Final = "archive"
 """Tenants that are there from the beginning to the end."""
 VISITORS: Final = 60
 """Names of tenants that come and go."""
@@ -95,18 +96,21 @@ BROKEN_SHARED: Final = {
 }
 
 
-def prepare(conn: psycopg.Connection[Any], *, statics_padding: int = 0) -> None:
-    """The tables, the publication and the founders. `statics_padding` rows of `ledger` make the first copy longer."""
+def prepare(conn: psycopg.Connection[Any], *, padding: int = 0) -> None:
+    """The tables, the publication and the founders. `padding` rows of `ledger` make the first copy longer.
+
+    They are of a tenant of their own, which the traffic leaves alone: pruned, they would make it no longer.
+    """
     conn.execute(SCHEMA)
     for who in FOUNDERS:
         with conn.transaction():
             conn.execute("select found(%s)", [who])
-    if statics_padding:
+    if padding:
         conn.execute(
             "insert into ledger (tenant, tag, parts, account, amount, note)"
             " select %s, -n / 2, 2, 1, case when n %% 2 = 0 then 1 else -1 end, repeat(md5(n::text), 5)"
             " from generate_series(2, %s) n",
-            [FOUNDERS[0], statics_padding // 2 * 2 + 1],
+            [ARCHIVE, padding // 2 * 2 + 1],
         )
 
 
