@@ -263,13 +263,13 @@ def test_who_is_overtaken_while_he_takes_a_partition_asks_again(site: Site) -> N
     before = [newest_epoch(store, key) for key in keys]
     ended = threading.Event()
 
-    def stalled() -> None:
+    def stalled(key: PartitionKeys) -> None:
         while not ended.is_set():
-            for key in keys:
-                claim(store, key, "stalled", 0)
+            claim(store, key, "stalled", 0)
 
-    thread = threading.Thread(target=stalled)
-    thread.start()
+    threads = [threading.Thread(target=stalled, args=[key]) for key in keys]
+    for thread in threads:
+        thread.start()
     try:
         two = site.start("two", "there", handover())
         wait_until(
@@ -278,7 +278,8 @@ def test_who_is_overtaken_while_he_takes_a_partition_asks_again(site: Site) -> N
         wait_until(lambda: two.worker.status.waiting, "it waits", deadline_s=30)
     finally:
         ended.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
     site.wait_applied(two)
     wait_until(lambda: two.worker.status.pending == 0, "all are in place")
     assert [site.ids(tenant, "there") for tenant in TENANTS] == [[1]] * len(TENANTS)
