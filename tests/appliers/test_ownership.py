@@ -271,10 +271,10 @@ def test_who_is_overtaken_while_he_takes_a_partition_asks_again(site: Site) -> N
     for thread in threads:
         thread.start()
     try:
-        two = site.start("two", "there", handover())
         wait_until(
-            lambda: all(newest_epoch(store, key) > epoch + 20 for key, epoch in zip(keys, before, strict=True)), "many"
+            lambda: all(newest_epoch(store, key) > epoch + 5 for key, epoch in zip(keys, before, strict=True)), "many"
         )
+        two = site.start("two", "there", handover())
         wait_until(lambda: two.worker.status.waiting, "it waits", deadline_s=30)
     finally:
         ended.set()
