@@ -20,6 +20,7 @@ from appliers.handover import Handover
 from appliers.place import SHARED_NAME
 from appliers.replicas import Replicas
 from appliers.state import State
+from appliers.timetravel import pins
 
 
 class Erasures:
@@ -92,6 +93,8 @@ class Erasures:
         self._noted[name] = f"no row is left at {replica.position}"
         if not replica.rewrite() or self._replicas.renewals.is_read(replica.path):
             return False  # somebody reads it at this moment
+        if pins.is_pin(replica.path):
+            pins.forget(replica.path)
         if self._handover.emptied(name, self._replicas.place(name)):
             self.finished(name, 0)
         return True

@@ -177,6 +177,49 @@ class ManifestUnreadable(ApplyError):
     )
 
 
+class TimeTravelError(ApplyError):
+    """A place in a tenant's past that cannot be gone to."""
+
+
+class TimeInvalid(TimeTravelError):
+    """A time in the future, or further back than the tenant is kept."""
+
+    default_hint = "`headrace time-travel info` shows how far back the tenant can be taken."
+
+
+class BookmarkInvalid(TimeTravelError):
+    """Not a bookmark of this log."""
+
+    default_hint = "`headrace time-travel info` shows the bookmark of a time."
+
+
+class TableUnknown(TimeTravelError):
+    """The tenant has no such table, or its rows are told apart by other columns."""
+
+    default_hint = "`headrace tenant info` shows the tables and their keys."
+
+
+class NothingToUndo(TimeTravelError):
+    """The tenant was never restored, or what was served before is served."""
+
+    default_hint = "`headrace time-travel info` shows what is served."
+
+
+class CloneExists(TimeTravelError):
+    """The name is that of another database."""
+
+    default_hint = "Name another one, or remove it with `headrace time-travel unclone`."
+
+
+class HistoryUnreadable(ApplyError):
+    """A segment of a partition's history is damaged, or of a newer Headrace."""
+
+    default_hint = (
+        "Upgrade if a newer Headrace wrote it. If it is damaged, remove that object: what was in it is read from the log, "
+        "as far as the log goes back."
+    )
+
+
 class Fenced(ApplyError):
     """Another applier has claimed the partition since: whoever meets this stops writing it at once and publishes nothing."""
 

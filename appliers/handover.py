@@ -6,14 +6,14 @@ that concerns a partition while its lock is held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from appliers.errors import TenantError
 from appliers.state import PartitionState, State
 from appliers.telling import WorkerStatus
-from fanout.log.interface import LogReader
+from fanout.log.interface import LogReader, Record
 
 
 class Applier(NamedTuple):
@@ -75,6 +75,10 @@ class Handover:
 
     def save(self) -> None:
         """What `wrote` has told is remembered, whatever happens next. Raises StorageUnavailable."""
+
+    def read(self, records: Sequence[Record], states: Mapping[int, PartitionState]) -> None:
+        """All of these were read, and applied or put aside; the partitions are now where `states` says.
+        Raises StorageUnavailable."""
 
     # --- time ---
 

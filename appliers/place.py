@@ -17,6 +17,8 @@ from fanout.log.interface import partition_of
 
 SUFFIX: Final = ".db"
 SHARED_FILE: Final = "_shared.db"
+CLONES: Final = "clones"
+"""The directory of databases as of a place in a tenant's past, each under a name of its own."""
 SHARED_NAME: Final = "\0"
 """Stands for the shared replica where tenants are named: no tenant id holds a NUL."""
 _PLAIN: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_")

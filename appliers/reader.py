@@ -21,12 +21,13 @@ import msgspec
 
 from appliers import versions
 from appliers.errors import ReplicaCorrupt, ReplicaForeign, ReplicaReplaced, ReplicasMissing, StateForeign, TenantUnknown
-from appliers.place import SHARED_FILE, SUFFIX, decode_name, partition_directory, replica_path
+from appliers.place import CLONES, SHARED_FILE, SUFFIX, decode_name, partition_directory, replica_path
 from appliers.position import TenantPosition, read_position
 from appliers.replica import open_read_only, recognise, storage_error
 from appliers.state import PartitionState, Quarantined, Tables, select_partitions, select_quarantined, select_tables
 from appliers.state_file import APPLICATION_ID as STATE_ID
 from appliers.table import quote
+from appliers.timetravel import pins
 from appliers.types import built_in_name, numeric_modifier
 from cdc.relation import Column
 from fanout.log.interface import partition_of
@@ -66,9 +67,13 @@ class ReplicaFile(NamedTuple):
 class ReplicaReader:
     """One replica. A context manager, which closes it. Not safe for use from several threads."""
 
-    def __init__(self, path: Path, tenant: str) -> None:
-        """Raises ReplicaForeign (not ours, or another tenant's), ReplicaCorrupt, StorageUnavailable."""
-        self.path = path
+    def __init__(self, path: Path, tenant: str, *, served: bool = False) -> None:
+        """`served`: what readers get, which may be pinned (`appliers.timetravel.pins`), not the live replica.
+
+        Raises ReplicaForeign (not ours, or another tenant's), ReplicaCorrupt, StorageUnavailable."""
+        self._name = path
+        self._served = served
+        self.path = path = pins.served(path) if served else path
         self.tenant = tenant
         self._file = versions.number_of(path)
         try:
@@ -100,13 +105,19 @@ class ReplicaReader:
             self.connection.execute("begin")
             try:
                 recognise(self.connection, self.path, self.tenant)
-                if versions.number_of(self.path) != self._file:
+                if versions.number_of(self.path) != self._file or (self._served and pins.served(self._name) != self.path):
                     raise ReplicaReplaced("Another file has the replica's name", path=str(self.path))
                 yield self
             finally:
                 self.connection.execute("rollback")
         except apsw.Error as error:
             raise storage_error(error, self.path) from error
+
+    @property
+    def pinned(self) -> str | None:
+        """The bookmark that readers of the tenant are pinned to, if they are, and this is what they get."""
+        now = pins.pin_of(self._name).now if self._served else pins.Served()
+        return now.bookmark if now.file else None
 
     def position(self) -> TenantPosition:
         """What has been applied."""
@@ -218,6 +229,15 @@ class Directory:
     def open(self, tenant: str) -> ReplicaReader:
         """The tenant's replica. Raises TenantUnknown, ReplicaForeign, ReplicaCorrupt, StorageUnavailable."""
         return self._open(replica_path(self.root, tenant, self.partition_count), tenant)
+
+    def serve(self, tenant: str) -> ReplicaReader:
+        """What readers of the tenant get: its replica, or what it is pinned to; or the clone of this name. Raises as
+        `open`."""
+        path = replica_path(self.root, tenant, self.partition_count)
+        if not path.exists() and not pins.is_pin(path):
+            clone = self.root / CLONES / path.name
+            return self._open(clone if clone.exists() else path, tenant)
+        return ReplicaReader(path, tenant, served=True)
 
     def open_shared(self) -> ReplicaReader:
         """The replica of the shared tables. Raises as `open`."""

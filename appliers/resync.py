@@ -4,6 +4,8 @@
     Resync 1, 2...  its rows, all as of one place of the stream
     the last one    then what was put aside, from that place on; durable; the name is switched to it (`appliers.versions`)
 
+Rows and what was put aside are applied by a thread (`appliers.making`), one file at a time; others' records do not wait.
+
 Invariants: readers have the old file, which goes on, until the new one has every transaction that the old one has; a
 partition's offset is not saved past the Resync 0 of one that is being made (`first_offsets`), so that after a crash the log
 is read again from there; one that was switched to is not made again (`_headrace_meta` says so).
@@ -14,24 +16,22 @@ be made leaves the tenant as it was, with a line in the audit trail. Who asks, a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import apsw
-import msgspec
 import structlog
 
 from appliers import versions
-from appliers.backlog import Backlog
-from appliers.barrier import sync_replica
 from appliers.bodies import Bodies
 from appliers.catalog import Catalog
 from appliers.errors import ReplicaForeign, TenantError
 from appliers.handover import Handover
+from appliers.making import Attempt, Making
 from appliers.place import is_missing
 from appliers.quarantine import Quarantine
-from appliers.replay import Given, TenantReplay
 from appliers.replica import open_read_only, resynced_by
 from appliers.replicas import Replicas
 from appliers.state import PartitionState, State
@@ -40,43 +40,13 @@ from appliers.window import Copied
 from cdc import failpoints
 from cdc.lsn import format_lsn
 from fanout import envelope
-from fanout.envelope import FIRST_COPY_CHUNK, Changes, CopyEnd, Resync
+from fanout.envelope import Resync
 from fanout.log.interface import Record
 
 log = structlog.get_logger("applier")
 
 PREFIX: Final = envelope.encode(Resync(0, 0, 0, False, 0, 0, 0, 0, []))[:3]
 """Of the values of such records, and of no others."""
-_SLICE_BYTES: Final = 4 << 20
-
-
-class Attempt(NamedTuple):
-    """Tells one from another; a later one is greater."""
-
-    generation: int
-    relay: int
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.generation}:{self.relay}:{self.number}"
-
-    @classmethod
-    def parse(cls, text: str) -> Attempt:
-        """What `str` gave, and what may stand behind it."""
-        return cls(*map(int, text.partition(" ")[0].split(":")))
-
-
-class _Making(msgspec.Struct):
-    """A replica that is being made. `offset`: of its Resync 0; `next`: the number that comes; `whole`: the last came."""
-
-    attempt: Attempt
-    partition: int
-    offset: int
-    file: Path
-    next: int = 1
-    as_of: int = 0
-    whole: bool = False
-    replay: TenantReplay | None = None
 
 
 class Resyncs:
@@ -91,7 +61,9 @@ class Resyncs:
         quarantine: Quarantine,
         handover: Handover,
         overrides: Mapping[str, As],
+        wake: Callable[[], None],
     ) -> None:
+        """`wake` is called, from another thread, when `step` has something to do."""
         self._partitions = partitions
         self._bodies = bodies
         self._state = state
@@ -99,21 +71,23 @@ class Resyncs:
         self._quarantine = quarantine
         self._handover = handover
         self._overrides = overrides
-        self._aside = Backlog(state.root)
-        self.making: dict[str, _Making] = {}
+        self._wake = wake
+        self._thread = ThreadPoolExecutor(1, "resync")
+        self._work: dict[str, Future[None]] = {}
+        self.making: dict[str, Making] = {}
         """By tenant; empty: `see` has nothing to do."""
 
     def see(self, record: Record) -> None:
         """Any other record, in the order of the log. Raises StorageUnavailable."""
         if record.key is None:
-            for name, making in self.making.items():
+            for making in self.making.values():
                 if making.partition == record.partition:
-                    self._aside.put(name, [record])
-        elif (name := record.key.decode()) in self.making:
-            self._aside.put(name, [record])
+                    making.see(record)
+        elif (its := self.making.get(record.key.decode())) is not None:
+            its.see(record)
 
     def take(self, record: Record) -> None:
-        """A Resync; what stands before it in the log has been applied. Raises LogTrimmed, StorageUnavailable."""
+        """A Resync; what stands before it in the log has been applied. Raises StorageUnavailable."""
         body = envelope.decode(record.value)
         assert isinstance(body, Resync)
         assert record.key is not None
@@ -124,25 +98,43 @@ class Resyncs:
         making = self.making.get(name)
         if making is None or making.attempt != attempt or making.next != body.number:
             return  # of one that another has replaced, or that is finished
-        making.next, making.as_of, making.whole = body.number + 1, body.as_of, body.last
-        try:
-            self._give(name, making, body, record)
-            if body.last:
-                self._finish(name, making)
-        except TenantError as error:
-            self._give_up(name, error)
+        if body.number == 1:
+            catalog = Catalog(self._overrides)
+            self._state.load_catalog(catalog)
+            making.begin(catalog)
+        making.put(body, record)
 
-    def step(self) -> None:
-        """The batch is applied: switch to those that were whole but for a transaction that had not ended. Raises
-        StorageUnavailable."""
+    def step(self) -> bool:
+        """Between batches: work for the thread, and the switch to those it is through with; whether anything was done.
+
+        Raises LogTrimmed, StorageUnavailable."""
+        changed = False
         for name, making in list(self.making.items()):
             if making.attempt.generation != self._partitions[making.partition].generation:
                 self._abandon(name)
-            elif making.whole:
-                try:
+                continue
+            work = self._work.get(name)
+            if work is not None and not work.done():
+                continue
+            try:
+                if work is not None:
+                    del self._work[name]
+                    work.result()
+                    changed = True
+                if making.waits:
+                    self._work[name] = work = self._thread.submit(making.work, self._copied(making))
+                    work.add_done_callback(lambda _: self._wake())
+                elif making.is_near and making.rest(self._copied(making)):
                     self._finish(name, making)
-                except TenantError as error:
-                    self._give_up(name, error)
+                    changed = True
+            except TenantError as error:
+                self._give_up(name, error)
+                changed = True
+        return changed
+
+    def _copied(self, making: Making) -> Copied:
+        partition = self._partitions[making.partition]
+        return Copied(partition.generation, partition.ready, partition.lsn)
 
     def first_offsets(self) -> Iterator[tuple[int, int]]:
         """(partition, offset) from which the log must be read again for each."""
@@ -158,7 +150,7 @@ class Resyncs:
         """The applier ends."""
         for name in list(self.making):
             self._abandon(name)
-        self._aside.close()
+        self._thread.shutdown()
 
     # --- one replica ---
 
@@ -173,54 +165,22 @@ class Resyncs:
             return
         self._abandon(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.making[name] = _Making(attempt, record.partition, record.offset, versions.new_version(path))
+        self.making[name] = Making(name, attempt, record, versions.new_version(path), self._state.root)
         log.info("resync begins", tenant=name, offset=record.offset)
 
-    def _give(self, name: str, making: _Making, body: Resync, record: Record) -> None:
-        """Rows, as those of a first copy at the place they are as of."""
-        partition, generation = making.partition, body.generation
-        chunk = FIRST_COPY_CHUNK + body.number
-        rows = Changes(generation, body.as_of, chunk, True, body.relay, 0, 0, body.runs)
-        values = [(record.key, envelope.encode(rows))]
-        if body.last:
-            values.append((None, envelope.encode(CopyEnd(generation, body.as_of, body.relay, 0))))
-        records = [Record(partition, record.offset, key, value, record.time_ms) for key, value in values]
-        copied = Copied(generation, ready=False)
-        given = Given(records, {partition: copied})
-        if making.replay is None:
-            catalog = Catalog(self._overrides)
-            self._state.load_catalog(catalog)
-            making.replay = TenantReplay(given, making.file, name, catalog, base=copied)
-        else:
-            making.replay.go_on(given)
-        making.replay.step()
-
-    def _finish(self, name: str, making: _Making) -> None:
-        """What was put aside, and the switch, once no transaction and no row is half there."""
-        replay, partition = making.replay, self._partitions[making.partition]
-        assert replay is not None
-        for records in self._aside.take(name, _SLICE_BYTES) if name in self._aside else ():
-            replay.go_on(Given(records, {making.partition: Copied(partition.generation, partition.ready, partition.lsn)}))
-            replay.step()
-        if not replay.whole:
-            return
-        made = replay.replica
-        assert made is not None
-        made.note_resync(f"{making.attempt} {format_lsn(making.as_of)}")
-        made.cut_wal()
-        replay.close()
-        sync_replica(making.file)
+    def _finish(self, name: str, making: Making) -> None:
+        rows = making.finish()
         failpoints.hit("replica.resync-durable")
         self._switch(name, making.file)
         del self.making[name]
         self._replicas.roster.note(name, making.attempt.generation)
-        self._handover.wrote(name, making.partition, making.offset, replay.rows, 0)
-        detail = f"as of {format_lsn(making.as_of)}; rows applied: {replay.rows:,}"
+        self._handover.wrote(name, making.partition, making.offset, rows, 0)
+        detail = f"as of {format_lsn(making.as_of)}; rows applied: {rows:,}"
         if name in self._quarantine:
             self._quarantine.cured(name, f"made anew by a resync, {detail}")
         else:
             self._state.note(name, "resynced", detail)
-        log.info("resynced", tenant=name, as_of=format_lsn(making.as_of), rows=replay.rows)
+        log.info("resynced", tenant=name, as_of=format_lsn(making.as_of), rows=rows)
 
     def _switch(self, name: str, file: Path) -> None:
         path = self._replicas.path(name)
@@ -250,10 +210,12 @@ class Resyncs:
         making = self.making.pop(name, None)
         if making is None:
             return
-        if making.replay is not None:
-            making.replay.close()
+        making.end()
+        work = self._work.pop(name, None)
+        if work is not None and not work.cancel():
+            wait([work])
+        making.close()
         versions.remove_file(making.file)
-        self._aside.discard(name)
 
 
 def _done(path: Path) -> Attempt | None:

@@ -104,7 +104,14 @@ class Worker:
             lambda: self._erasures.load(self._partitions),
         )
         self._resyncs = Resyncs(
-            self._partitions, self._bodies, self._state, self._replicas, self._quarantine, handover, options.overrides
+            self._partitions,
+            self._bodies,
+            self._state,
+            self._replicas,
+            self._quarantine,
+            handover,
+            options.overrides,
+            reader.wake,
         )
         self._follower = Follower(catalog, self._replicas.names_in)
         self._delivery = Delivery(
@@ -208,7 +215,7 @@ class Worker:
                 if member is not None and self._ownership.step(member):
                     self._tell()
                 self._follow()
-                if self._releases.step():
+                if self._releases.step() | self._resyncs.step():
                     self._teller.news()
                     self._saving.touched()
                 self._saving.sync()
@@ -293,7 +300,6 @@ class Worker:
         failpoints.hit("applier.2-grouped")
         self._delivery.apply(groups)
         failpoints.hit("applier.3-applied")
-        self._resyncs.step()
         self._renew()
         for partition, offset in reached.items():
             self._partitions[partition].offset = offset
@@ -303,6 +309,7 @@ class Worker:
                 state.lsn, state.time_us = said.lsn, said.time_us
                 state.stale = any(refill.kept for refill in said.refills)
                 self._marks.note(record.partition, record.offset, said.lsn, said.time_us)
+        self._handover.read(records, self._partitions)
         self.status.records += len(records)
         self._teller.news()
         self._saving.touched()

@@ -13,7 +13,7 @@ import msgspec
 
 from appliers.handover import Handover
 from appliers.snapshots.handover import SnapshotHandover
-from appliers.snapshots.policy import Bounds
+from appliers.snapshots.policy import Bounds, Retention
 from appliers.snapshots.store import open_store
 from appliers.worker import Worker, WorkerOptions, WorkerStatus
 from benchmarks.fleet import Done, Task
@@ -69,7 +69,7 @@ def _handover(task: Task) -> Handover:
         return Handover()
     age_s = 0.001 if task.snapshot_all else 1e6
     bounds = Bounds(_NEVER, _NEVER, age_s, 1_000_000)
-    return SnapshotHandover(open_store(task.store), bounds, interval_s=1.0, retention_s=3600, rather_read=0)
+    return SnapshotHandover(open_store(task.store), bounds, interval_s=1.0, retention=Retention(86_400_000), rather_read=0)
 
 
 def main() -> None:

@@ -41,6 +41,12 @@ NAMES: Final = (
     "snapshot.2-settled",
     "snapshot.3-published",
     "snapshot.hydrate-cleared",
+    "history.stored",
+    "pin.built",
+    "pin.durable",
+    "pin.written",
+    "pin.switched",
+    "clone.durable",
 )
 
 _name, _, _count = os.environ.get("HEADRACE_FAILPOINT", "").partition(":")

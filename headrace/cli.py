@@ -15,8 +15,9 @@ import typer
 
 from appliers.assignment import Share
 from cdc.errors import HeadraceError
-from headrace import output
+from headrace import output, time_travel_cli
 from headrace.config import load
+from headrace.options import ConfigOption, JsonOption
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,11 +37,7 @@ class LogLevel(enum.StrEnum):
     ERROR = "error"
 
 
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", envvar="HEADRACE_CONFIG", help="TOML file; ./headrace.toml if there.")
-]
 LogLevelOption = Annotated[LogLevel, typer.Option(help="What is written to standard error.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Answer with one JSON document; errors as JSON too.")]
 
 
 @app.command()
@@ -400,6 +397,8 @@ def recover(
     else:
         show_recovered(done)
 
+
+app.add_typer(time_travel_cli.app, name="time-travel")
 
 tenant_app = typer.Typer(no_args_is_help=True, help="Show the tenants' replicas, and let those go on that stopped.")
 app.add_typer(tenant_app, name="tenant")

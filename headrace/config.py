@@ -103,7 +103,10 @@ class SnapshotsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     options: dict[str, str] = {}
     """Settings of the bucket's client, by obstore's names, such as `aws_region`, `aws_endpoint`. Never shown."""
     days: Annotated[float, Meta(ge=0)] = 7.0
-    """How long a snapshot is kept after a newer one took its place: how far back in time a tenant can be taken."""
+    """How far back in time a tenant can be taken: how long its history, and snapshots that newer ones replaced, are kept."""
+    tenant_days: dict[str, Annotated[float, Meta(ge=0)]] = {}
+    """The same for some tenants, such as those of a plan: a tenant's id, or a pattern of ids such as `free-*`, and its days.
+    The first that fits counts."""
     changes: Count = 10_000
     """Changed rows of a tenant after which it is copied."""
     bytes: Annotated[int, Meta(ge=65536)] = 16 << 20

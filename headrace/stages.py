@@ -209,12 +209,18 @@ def _handover(config: Config) -> Handover:
     if not snapshots.url:
         return Handover()
     from appliers.snapshots.handover import SnapshotHandover  # its libraries are large
-    from appliers.snapshots.policy import Bounds
+    from appliers.snapshots.policy import Bounds, Retention
     from appliers.snapshots.store import open_store
 
     bounds = Bounds(snapshots.changes, snapshots.bytes, snapshots.age_s, snapshots.at_once)
     store = open_store(snapshots.url, snapshots.options)
-    return SnapshotHandover(store, bounds, interval_s=snapshots.interval_s, retention_s=snapshots.days * 86400)
+    tenants = tuple((pattern, _days_ms(days)) for pattern, days in snapshots.tenant_days.items())
+    retention = Retention(_days_ms(snapshots.days), tenants)
+    return SnapshotHandover(store, bounds, interval_s=snapshots.interval_s, retention=retention)
+
+
+def _days_ms(days: float) -> int:
+    return int(days * 86_400_000)
 
 
 def _worker_options(config: Config) -> WorkerOptions:

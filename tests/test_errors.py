@@ -98,5 +98,5 @@ def options_of(words: list[str]) -> set[str]:
 def test_every_command_that_a_fix_names_exists(said: str) -> None:
     """A fix that cannot be typed is no fix: commands and their options are those of the command line."""
     words = said.split()
-    names = [word for word in words if re.fullmatch(r"[a-z]+", word)]
+    names = [word for word in words if re.fullmatch(r"[a-z]+(-[a-z]+)*", word)]
     assert {word for word in words if word.startswith("--")} <= options_of(names)

@@ -1,6 +1,8 @@
 """Which objects may be removed, and their removal: by the owner of the newest claim alone.
 
-    replicas    superseded, or named by no manifest, for longer than the retention and an hour of grace
+    replicas    superseded, or named by no manifest, for longer than the retention and an hour of grace; older than a day,
+                all but the first of each day of a tenant: history brings the rest (`appliers.history`)
+    segments    of history, older than the longest retention, a day more, and the grace
     manifests   never the newest; for the retention one an hour is kept, which says what the state was; before that, within
                 the hour of grace, all: somebody may be reading one
     claims      older than the newest, after the grace
@@ -16,13 +18,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final, NamedTuple
 
+from appliers.history.segments import without
 from appliers.snapshots import claims, publish
 from appliers.snapshots.claims import Claim
-from appliers.snapshots.keys import epoch_of, is_replica, version_of
+from appliers.snapshots.keys import epoch_of, is_replica, span_of, tenant_of, version_of
 from appliers.snapshots.manifest import Manifest
+from appliers.snapshots.policy import Retention
 from appliers.snapshots.store import Store, Stored
 
 GRACE_MS: Final = 3_600_000
+_DAY_MS: Final = 86_400_000
 _BATCH: Final = 500
 
 
@@ -33,7 +38,7 @@ class Collected(NamedTuple):
     freed_bytes: int
 
 
-def collect(store: Store, held: Claim, retention_ms: int, now_ms: int, pending: Collection[str] = ()) -> Collected:
+def collect(store: Store, held: Claim, retention: Retention, now_ms: int, pending: Collection[str] = ()) -> Collected:
     """One round for the partition; after an error it may be called again.
 
     Raises Fenced, ManifestUnreadable, and what the store raises."""
@@ -41,7 +46,7 @@ def collect(store: Store, held: Claim, retention_ms: int, now_ms: int, pending: 
     newest = publish.newest(store, held.keys)
     if newest is None or newest.epoch != held.epoch:
         return Collected([], 0)
-    gone = removable(objects, newest, held.epoch, retention_ms, now_ms, pending)
+    gone = removable(objects, newest, held.epoch, retention, now_ms, pending)
     done: list[str] = []
     for start in range(0, len(gone), _BATCH):
         claims.check(store, held)
@@ -53,28 +58,50 @@ def collect(store: Store, held: Claim, retention_ms: int, now_ms: int, pending: 
 
 
 def erase(store: Store, held: Claim, newest: Manifest, tenant: str) -> list[str]:
-    """Remove every snapshot of a tenant but the one that the newest manifest, which is the owner's, names; whatever its age.
-    Answers which. Raises Fenced, and what the store raises; may then be called again."""
+    """Remove every snapshot of a tenant but the one that the newest manifest, which is the owner's, names, whatever its
+    age, and the tenant's records from every segment. Answers which snapshots. Raises Fenced, HistoryUnreadable, and what the
+    store raises; may then be called again."""
     kept = newest.tenants.get(tenant)
     objects = store.list(held.keys.replicas_of(tenant))
     gone = [stored.key for stored in objects if is_replica(stored.key) and (kept is None or stored.key != kept.key)]
     claims.check(store, held)
     store.delete(gone)
+    for stored in store.list(held.keys.history):
+        if span_of(stored.key) is not None and (content := store.get(stored.key)) is not None:
+            rest = without(content, tenant)
+            if rest is not None:
+                store.put(stored.key, rest)
+    store.settle()
     return gone
 
 
 def removable(
-    objects: Sequence[Stored], newest: Manifest, epoch: int, retention_ms: int, now_ms: int, pending: Collection[str] = ()
+    objects: Sequence[Stored],
+    newest: Manifest,
+    epoch: int,
+    retention: Retention,
+    now_ms: int,
+    pending: Collection[str] = (),
 ) -> list[str]:
     """The keys that may go. Pure."""
-    old, graceful = now_ms - retention_ms - GRACE_MS, now_ms - GRACE_MS
+    old, graceful = now_ms - retention.longest - GRACE_MS, now_ms - GRACE_MS
     kept = {ref.key for ref in newest.tenants.values()} | set(pending)
     since = {entry.key: entry.since_ms for entry in newest.superseded}
-    replicas = [
-        stored.key
-        for stored in objects
-        if is_replica(stored.key) and stored.key not in kept and max(since.get(stored.key, 0), stored.modified_ms) < old
-    ]
+    days: set[tuple[str, int]] = set()
+    replicas: list[str] = []
+    for stored in objects:
+        tenant = tenant_of(stored.key)
+        if tenant is None:
+            continue
+        day = stored.modified_ms // _DAY_MS
+        thinned = day < now_ms // _DAY_MS - 1 and (tenant, day) in days
+        unwanted_ms = max(since.get(stored.key, 0), stored.modified_ms)
+        over = unwanted_ms < now_ms - retention.of(tenant) - GRACE_MS or (thinned and unwanted_ms < graceful)
+        if over and stored.key not in kept:
+            replicas.append(stored.key)
+        else:
+            days.add((tenant, day))
+    past = [stored.key for stored in objects if span_of(stored.key) and stored.modified_ms < old - _DAY_MS]
     former = [stored for stored in objects if (place := version_of(stored.key)) and place < (newest.epoch, newest.version)]
     hourly = _last_of_each_hour(former)
     manifests = [stored.key for stored in former if stored.modified_ms < (old if stored.key in hourly else graceful)]
@@ -83,7 +110,7 @@ def removable(
         for stored in objects
         if (found := epoch_of(stored.key)) is not None and found < epoch and stored.modified_ms < graceful
     ]
-    return [*replicas, *manifests, *claimed]
+    return [*replicas, *past, *manifests, *claimed]
 
 
 def _last_of_each_hour(manifests: Iterable[Stored]) -> set[str]:

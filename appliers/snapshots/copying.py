@@ -43,6 +43,7 @@ from appliers.snapshots.manifest import SnapshotRef
 from appliers.snapshots.store import Store
 from appliers.table import quote
 from cdc import failpoints
+from fanout.envelope import Position
 
 LEVEL: Final = 3
 _IN_MEMORY: Final = 8 << 20
@@ -70,7 +71,7 @@ def take(store: Store, held: Claim, path: Path, tenant: str, *, offset: int, now
                 raw_bytes, checksum = _compress(raw, packed)
         finally:
             copy.unlink(missing_ok=True)
-        key = held.keys.replica(tenant, found.position, held.epoch, secrets.token_hex(8))
+        key = held.keys.replica(tenant, found.position, held.epoch, offset, secrets.token_hex(8))
         stored_bytes = packed.tell()
         packed.seek(0)
         store.put(key, packed.read() if stored_bytes <= _IN_MEMORY else packed)
@@ -90,12 +91,34 @@ def hydrate(store: Store, ref: SnapshotRef, path: Path, tenant: str) -> None:
                 _unpack(store, ref, file)
                 file.flush()
                 os.fsync(file.fileno())
-            _verify(temporary, ref, tenant)
+            _verify(temporary, ref.key, ref.position, tenant)
             versions.remove(path)  # a crash behind it leaves no replica, and the snapshot is there
             failpoints.hit("snapshot.hydrate-cleared")
             temporary.rename(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def unpack(store: Store, key: str, position: Position, path: Path, tenant: str) -> None:
+    """A snapshot that no manifest names any more, by its key, into a file of one's own; checked by the checksum in it.
+
+    Raises as `hydrate`."""
+    with _storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pieces = store.read(key)
+        if pieces is None:
+            raise SnapshotDamaged("The snapshot is not in the object store", key=key, position=position)
+        try:
+            with path.open("wb") as file:
+                unpacker = zstandard.ZstdDecompressor().decompressobj()
+                for piece in pieces:
+                    for start in range(0, len(piece), _PIECE):
+                        file.write(unpacker.decompress(piece[start : start + _PIECE]))
+                if not unpacker.eof:
+                    raise SnapshotDamaged("The snapshot is shorter than what was stored", key=key, position=position)
+        except zstandard.ZstdError:
+            raise SnapshotDamaged("The snapshot cannot be decompressed", key=key, position=position) from None
+        _verify(path, key, position, tenant)
 
 
 def bring_forward(store: Store, ref: SnapshotRef, path: Path, tenant: str) -> None:
@@ -110,7 +133,7 @@ def bring_forward(store: Store, ref: SnapshotRef, path: Path, tenant: str) -> No
             try:
                 with temporary.open("wb") as file:
                     _unpack(store, ref, file)
-                _verify(temporary, ref, tenant)
+                _verify(temporary, ref.key, ref.position, tenant)
                 conn.execute("attach ? as snapshot", (f"{temporary.absolute().as_uri()}?immutable=1",))
                 _replace_content(conn, ref)
             finally:
@@ -221,22 +244,24 @@ def _unpack(store: Store, ref: SnapshotRef, file: IO[bytes]) -> None:
         raise _damaged("The snapshot is not what was stored: another length or checksum", ref)
 
 
-def _verify(temporary: Path, ref: SnapshotRef, tenant: str) -> None:
-    """That it is a replica, this tenant's, at the position that the manifest says."""
+def _verify(temporary: Path, key: str, position: Position, tenant: str) -> None:
+    """That it is a replica, this tenant's, at the position that is said of it."""
     try:
         name = f"{temporary.absolute().as_uri()}?immutable=1"
         with closing(apsw.Connection(name, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)) as conn:
             named, found = recognise(conn, temporary, tenant), read_position(conn)
     except ReplicaForeign as error:
-        raise _damaged(f"The snapshot is no replica of this tenant's: {error.message}", ref, error.hint) from None
+        message = f"The snapshot is no replica of this tenant's: {error.message}"
+        raise SnapshotDamaged(message, hint=error.hint, key=key, position=position) from None
     except (apsw.NotADBError, apsw.CorruptError, apsw.SQLError):
-        raise _damaged("The snapshot is no replica", ref) from None
-    if not named or found.position != ref.position:
-        raise _damaged("The snapshot is not at the position that the manifest says", ref)
+        raise SnapshotDamaged("The snapshot is no replica", key=key, position=position) from None
+    if not named or found.position != position:
+        message = "The snapshot is not at the position that the manifest says"
+        raise SnapshotDamaged(message, key=key, position=position)
 
 
-def _damaged(message: str, ref: SnapshotRef, hint: str = "") -> SnapshotDamaged:
-    return SnapshotDamaged(message, hint=hint, key=ref.key, position=ref.position)
+def _damaged(message: str, ref: SnapshotRef) -> SnapshotDamaged:
+    return SnapshotDamaged(message, key=ref.key, position=ref.position)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
@@ -26,18 +26,20 @@ import structlog
 
 from appliers.errors import Fenced, StorageUnavailable, StoreUnavailable, TenantError
 from appliers.handover import Applier, Handover
+from appliers.history.recorder import Recorder
 from appliers.place import SHARED_FILE, SHARED_NAME, partition_directory
 from appliers.snapshots import publish, rounds
 from appliers.snapshots.copying import bring_forward, remove_leftovers
 from appliers.snapshots.hydration import Hydration
 from appliers.snapshots.keys import PartitionKeys
 from appliers.snapshots.manifest import Manifest, SnapshotRef
-from appliers.snapshots.policy import Bounds, DirtyTenants
+from appliers.snapshots.policy import Bounds, DirtyTenants, Retention
 from appliers.snapshots.publish import Publisher
 from appliers.snapshots.rounds import Outcome, Plan, Taking
 from appliers.snapshots.store import Store
 from appliers.state import SHARED_PARTITION, Adopted, PartitionState, Tables
 from appliers.telling import WorkerStatus
+from fanout.log.interface import Record
 from fanout.tenancy import SHARED_TENANT
 
 log = structlog.get_logger("applier")
@@ -93,11 +95,11 @@ class SnapshotHandover(Handover):
         bounds: Bounds,
         *,
         interval_s: float,
-        retention_s: float,
+        retention: Retention,
         rather_read: int = RATHER_READ,
         fenced_s: float = FENCED_S,
     ) -> None:
-        """`interval_s`: between two rounds of a partition. `retention_s`: how long superseded snapshots stay. `rather_read`:
+        """`interval_s`: between two rounds of a partition. `retention`: of the past. `rather_read`:
         how many records behind the manifest are read from the log, rather than every replica fetched anew. `fenced_s`: until
         a partition is claimed again that another one has claimed."""
         self._store = store
@@ -105,7 +107,7 @@ class SnapshotHandover(Handover):
         self._interval_s = interval_s
         self._rather_read = rather_read
         self._fenced_s = fenced_s
-        self._retention_ms = int(retention_s * 1000)
+        self._retention = retention
         self._owned: dict[int, _Owned] = {}
         self._placed: set[str] = set()
         self._rounds = ThreadPoolExecutor(1, thread_name_prefix="snapshots")
@@ -115,6 +117,15 @@ class SnapshotHandover(Handover):
         self._applier = applier
         self._state = applier.state
         self._hydration = Hydration(self._store, applier.path, applier.reader.wake)
+        self._recorder = Recorder(
+            self._store,
+            self._keys,
+            applier.state.root,
+            applier.state.tables,
+            applier.reader.wake,
+            age_s=self._bounds.age_s,
+            first_s=self._interval_s,
+        )
 
     # --- partitions ---
 
@@ -142,6 +153,7 @@ class SnapshotHandover(Handover):
         for name, offset in self._state.dirty(partition).items():
             owned.dirty.note(name, offset, 0, 0, time.monotonic())
         self._hydration.add(partition, pending)
+        self._recorder.take(state)
         return msgspec.structs.replace(state)
 
     def _adopt(self, found: Manifest, pending: Mapping[str, SnapshotRef]) -> PartitionState:
@@ -196,12 +208,14 @@ class SnapshotHandover(Handover):
             owned.history.append(msgspec.structs.replace(state))
             plan = self._plan(owned, state, owned.dirty.all())
             self._finish(partition, owned, rounds.run(self._store, plan, self._copiers, is_time))
+        self._recorder.give([p for p in states if p in self._owned and not self._owned[p].fenced], deadline)
         self.save()
 
     def drop(self, partitions: Iterable[int]) -> None:
         gone = list(partitions)
         for partition in gone:
             self._owned.pop(partition, None)
+        self._recorder.drop(gone)
         self._hydration.leave(gone)
 
     # --- replicas ---
@@ -220,6 +234,16 @@ class SnapshotHandover(Handover):
         owned = self._owned.get(partition)
         if owned is not None:
             owned.dirty.note(name, offset, rows, size, time.monotonic())
+
+    def read(self, records: Sequence[Record], states: Mapping[int, PartitionState]) -> None:
+        by_partition: dict[int, list[Record]] = {}
+        for record in records:
+            some = by_partition.get(record.partition)
+            if some is None:
+                by_partition[record.partition] = [record]
+            else:
+                some.append(record)
+        self._recorder.read(by_partition, states)
 
     def emptied(self, name: str, state: PartitionState) -> bool:
         owned = self._owned.get(state.partition)
@@ -256,6 +280,7 @@ class SnapshotHandover(Handover):
                 log.warning("a replica cannot be fetched yet", reason=str(error))
                 self._hydration.later(name)
         news = len(self._hydration) < pending
+        self._recorder.step()
         now = time.monotonic()
         states: Mapping[int, PartitionState] | None = None
         for partition, owned in self._owned.items():
@@ -278,10 +303,13 @@ class SnapshotHandover(Handover):
     def wait_s(self) -> float | None:
         if self._hydration.has_next:
             return 0.0
-        dues = [owned.due for owned in self._owned.values() if owned.running is None and owned.dirty]
+        recorder_s = self._recorder.wait_s()
+        dues = [] if recorder_s is None else [time.monotonic() + recorder_s]
+        dues += [owned.due for owned in self._owned.values() if owned.running is None and owned.dirty]
         return max(0.0, min(dues) - time.monotonic()) if dues else None
 
     def close(self) -> None:
+        self._recorder.close()
         self._rounds.shutdown(cancel_futures=True)
         self._copiers.shutdown()
         self._hydration.close()
@@ -322,7 +350,7 @@ class SnapshotHandover(Handover):
             list(owned.history),
             self._state.tables(),
             quarantined,
-            self._retention_ms,
+            self._retention,
             collecting,
             frozenset(owned.emptied & owned.dirty.taking().keys()),
         )

@@ -2,13 +2,15 @@
 
     <log>/<partition>/claims/<epoch>
     <log>/<partition>/manifests/<epoch>-<version>
-    <log>/<partition>/replicas/<tenant>/<generation>-<lsn>-<chunk>-<epoch>-<token>.db.zst
+    <log>/<partition>/replicas/<tenant>/<generation>-<lsn>-<chunk>-<epoch>-<offset>-<token>.db.zst
+    <log>/<partition>/history/<first offset>-<next offset>-<generation>-<lsn>-<chunk>-<time>.segment
 
 Numbers have leading zeros, so that keys sort as what they name. The partition is `shared` for the shared replica. Log and
 tenant are encoded as file names (`appliers.place`).
 
 A replica's key bears a random token, and so names one attempt: a replica may change without its position (an idle one that
-is brought to a new shape), and an object that a manifest names by its checksum must never be written again.
+is brought to a new shape), and an object that a manifest names by its checksum must never be written again. A segment's key
+says what is in it, and any applier that read the same part of the log would store the same.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-from appliers.place import encode_name
+from appliers.history.segments import Span
+from appliers.place import decode_name, encode_name
 from appliers.state import SHARED_PARTITION
 from fanout.envelope import FIRST_COPY_CHUNK, Position
 
 _CLAIM: Final = re.compile(r"/claims/(\d{10})$")
 _MANIFEST: Final = re.compile(r"/manifests/(\d{10})-(\d{10})$")
-_REPLICA: Final = re.compile(r"/replicas/[^/]+/\d{6}-[0-9a-f]{16}-[0-9a-f]{11}-\d{10}-[0-9a-f]{16}\.db\.zst$")
+_PLACE: Final = r"(\d{6})-([0-9a-f]{16})-([0-9a-f]{11})"
+_REPLICA: Final = re.compile(rf"/replicas/[^/]+/{_PLACE}-\d{{10}}-(?:(\d{{16}})-)?[0-9a-f]{{16}}\.db\.zst$")
+_SEGMENT: Final = re.compile(rf"/history/(\d{{16}})-(\d{{16}})-{_PLACE}-(\d{{14}})\.segment$")
 
 
 class PartitionKeys(NamedTuple):
@@ -59,11 +64,45 @@ class PartitionKeys(NamedTuple):
         """Below it, the tenant's snapshots."""
         return f"{self.root}/replicas/{encode_name(tenant)}"
 
-    def replica(self, tenant: str, position: Position, epoch: int, token: str) -> str:
+    def replica(self, tenant: str, position: Position, epoch: int, offset: int, token: str) -> str:
         """One snapshot of a replica."""
-        chunk = position.chunk - FIRST_COPY_CHUNK
-        place = f"{position.generation:06d}-{position.commit_lsn:016x}-{chunk:011x}-{epoch:010d}-{token}"
-        return f"{self.replicas_of(tenant)}/{place}.db.zst"
+        return f"{self.replicas_of(tenant)}/{_place(position)}-{epoch:010d}-{offset:016d}-{token}.db.zst"
+
+    @property
+    def history(self) -> str:
+        """Below it, the segments."""
+        return f"{self.root}/history"
+
+    def segment(self, span: Span) -> str:
+        """One segment."""
+        return f"{self.history}/{span.first:016d}-{span.next:016d}-{_place(span.last)}-{span.time_ms:014d}.segment"
+
+
+def _place(position: Position) -> str:
+    return f"{position.generation:06d}-{position.commit_lsn:016x}-{position.chunk - FIRST_COPY_CHUNK:011x}"
+
+
+def _position(generation: str, lsn: str, chunk: str) -> Position:
+    return Position(int(generation), int(lsn, 16), int(chunk, 16) + FIRST_COPY_CHUNK)
+
+
+def span_of(key: str) -> Span | None:
+    """What a segment holds; None for what is no segment of ours."""
+    found = _SEGMENT.search(key)
+    return found and Span(int(found[1]), int(found[2]), _position(*found.groups()[2:5]), int(found[6]))
+
+
+class Taken(NamedTuple):
+    """Where a replica was that was copied, and below which offset of the log all of its records are in it."""
+
+    position: Position
+    offset: int
+
+
+def taken_of(key: str) -> Taken | None:
+    """What a snapshot holds; None for what is no snapshot of ours, or does not say it (those made before 2026-12)."""
+    found = _REPLICA.search(key)
+    return Taken(_position(*found.groups()[:3]), int(found[4])) if found and found[4] else None
 
 
 def epoch_of(key: str) -> int | None:
@@ -76,6 +115,14 @@ def version_of(key: str) -> tuple[int, int] | None:
     """A manifest's (epoch, version); None for what is no manifest of ours."""
     found = _MANIFEST.search(key)
     return (int(found[1]), int(found[2])) if found else None
+
+
+def tenant_of(key: str) -> str | None:
+    """Whose snapshot it is, by the name in the key: of an id too long for one, its hash; None for what is no snapshot."""
+    if not is_replica(key):
+        return None
+    name = key.rsplit("/", 2)[1]
+    return decode_name(name) or name
 
 
 def is_replica(key: str) -> bool:

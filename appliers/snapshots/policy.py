@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import msgspec
@@ -23,6 +24,23 @@ class Bounds(NamedTuple):
     bytes: int
     age_s: float
     at_once: int
+
+
+class Retention(NamedTuple):
+    """How long what another has taken the place of stays, in milliseconds. `tenants`: patterns of ids, and theirs; the first
+    that fits counts."""
+
+    ms: int
+    tenants: tuple[tuple[str, int], ...] = ()
+
+    def of(self, tenant: str) -> int:
+        """One tenant's."""
+        return next((ms for pattern, ms in self.tenants if fnmatchcase(tenant, pattern)), self.ms)
+
+    @property
+    def longest(self) -> int:
+        """Of any."""
+        return max([self.ms, *(ms for _, ms in self.tenants)])
 
 
 class Dirt(msgspec.Struct, gc=False):

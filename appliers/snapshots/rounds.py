@@ -26,6 +26,7 @@ from appliers.snapshots.collect import collect, erase
 from appliers.snapshots.copying import take
 from appliers.snapshots.keys import PartitionKeys
 from appliers.snapshots.manifest import Known, Manifest, SnapshotRef, with_snapshots, without_superseded
+from appliers.snapshots.policy import Retention
 from appliers.snapshots.publish import Publisher
 from appliers.snapshots.store import Store
 from appliers.state import PartitionState, Quarantined, Tables
@@ -54,7 +55,7 @@ class Plan(NamedTuple):
     """As they were saved, oldest first."""
     tables: Tables
     quarantined: list[Quarantined]
-    retention_ms: int
+    retention: Retention
     collecting: bool
     emptied: frozenset[str]
     """Tenants of which older snapshots are to go, once they have one without rows."""
@@ -102,7 +103,7 @@ def run(store: Store, plan: Plan, copiers: Executor | None = None, until: Callab
             return Outcome(publisher, base, frozenset(), damaged, None)
         made = publisher.publish(content, now_ms())
         if plan.collecting:
-            collected = collect(store, publisher.claim, plan.retention_ms, now_ms())
+            collected = collect(store, publisher.claim, plan.retention, now_ms())
             made, freed = without_superseded(made, collected.removed), collected.freed_bytes
         erased = {}
         for name in plan.emptied & taken.keys():

@@ -103,6 +103,14 @@ class Store:
             except FileNotFoundError:
                 return None
 
+    def part(self, key: str, start: int, length: int) -> bytes | None:
+        """Some of an object's content, less at its end; None when there is no such object, or no such part of it."""
+        with _translated("read"):
+            try:
+                return bytes(obstore.get_range(self._backend, key, start=start, length=length))
+            except FileNotFoundError:
+                return None
+
     def read(self, key: str) -> Iterator[bytes] | None:
         """The same in pieces of a few megabytes, for objects that need not fit into memory."""
         with _translated("read"):

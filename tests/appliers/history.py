@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import psycopg
 
+from appliers.handover import Handover
 from cdc.lsn import parse_lsn
 from fanout.log import LogConfig
 from fanout.tenancy import Rule
@@ -91,14 +92,14 @@ def _moment(conn: psycopg.Connection[Any], tables: list[Table]) -> Moment:
 
 
 @contextmanager
-def live(database: Database, log: LogConfig, directory: Path) -> Iterator[History]:
-    """Let it happen."""
+def live(database: Database, log: LogConfig, directory: Path, handover: Handover | None = None) -> Iterator[History]:
+    """Let it happen. `handover`: with an object store."""
     conn = database.connect()
     conn.execute(SETUP.encode())
     install_trigger(conn)
     root = directory / "live"
     moments: list[Moment] = []
-    with Running(database, log, root, RULES) as running:
+    with Running(database, log, root, RULES, handover=handover) as running:
         running.settle()
         moments.append(_moment(conn, [NOTES, ITEMS, PLANS]))
         for number, step in enumerate(STEPS):

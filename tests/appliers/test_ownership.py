@@ -16,7 +16,7 @@ from appliers.place import SHARED_FILE, replica_path
 from appliers.snapshots.claims import claim, newest_epoch
 from appliers.snapshots.handover import SnapshotHandover
 from appliers.snapshots.keys import PartitionKeys
-from appliers.snapshots.policy import Bounds
+from appliers.snapshots.policy import Bounds, Retention
 from appliers.snapshots.store import open_store
 from appliers.state import PartitionState, State
 from appliers.worker import Worker, WorkerOptions
@@ -254,7 +254,8 @@ def test_who_is_overtaken_while_he_takes_a_partition_asks_again(site: Site) -> N
     """A stalled machine that does not know yet that the partition is not its own claims it, over and over; it ends, and
     the one that the group has given it to goes on."""
     store = open_store(str(site.directory / "store"))
-    handover = partial(SnapshotHandover, store, Bounds(10**9, 10**12, 10**6, 64), interval_s=0.2, retention_s=3600)
+    bounds = Bounds(10**9, 10**12, 10**6, 64)
+    handover = partial(SnapshotHandover, store, bounds, interval_s=0.2, retention=Retention(3_600_000))
     one = site.start("one", "here", handover())
     site.wait_applied(one)
     one.stop()

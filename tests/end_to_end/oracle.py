@@ -110,16 +110,24 @@ def assert_replicas_hold(
     for owner, path in places:
         if only and owner not in only:
             continue
-        mine = [table for table in columns if bool(table.tenant) == (owner is not None)]
         with reading(path) as replica:
-            ready = replica.execute("select ready from _headrace_position").get
-            assert ready == 1, f"not ready: {path}"
-            assert replica.execute("pragma integrity_check").get == "ok", f"damaged: {path}"
-            for table in mine:
-                found = Counter(_replica_rows(replica, table.in_replica, columns[table]))
-                expected = wanted[table].get(owner, Counter())
-                assert found == expected, _difference(path, table.in_replica, columns[table], found, expected)
-                compared[table.in_replica] += found.total()
+            compared += assert_replica_holds(replica, path, owner, recorded)
+    return compared
+
+
+def assert_replica_holds(replica: apsw.Connection, path: Path, owner: str | None, recorded: Recorded) -> Counter[str]:
+    """One of them. `path`: for the message."""
+    columns, wanted = recorded
+    compared = Counter[str]()
+    ready = replica.execute("select ready from _headrace_position").get
+    assert ready == 1, f"not ready: {path}"
+    assert replica.execute("pragma integrity_check").get == "ok", f"damaged: {path}"
+    for table in columns:
+        if bool(table.tenant) == (owner is not None):
+            found = Counter(_replica_rows(replica, table.in_replica, columns[table]))
+            expected = wanted[table].get(owner, Counter())
+            assert found == expected, _difference(path, table.in_replica, columns[table], found, expected)
+            compared[table.in_replica] += found.total()
     return compared
 
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import msgspec
 
+from appliers.handover import Handover
 from appliers.place import SHARED_FILE, replica_path
 from appliers.replica import open_read_only
 from appliers.worker import Held, Worker, WorkerOptions, WorkerStatus
@@ -58,9 +59,18 @@ class Stage:
 class Running:
     """A pipeline; as a context manager it runs, and is stopped in order."""
 
-    def __init__(self, database: Database, log: LogConfig, root: Path, rules: Sequence[Rule], **relay: Any) -> None:
+    def __init__(
+        self,
+        database: Database,
+        log: LogConfig,
+        root: Path,
+        rules: Sequence[Rule],
+        *,
+        handover: Handover | None = None,
+        **relay: Any,
+    ) -> None:
         """`relay`: more of RelayOptions; `slot` is otherwise called as the database. With a region in `placement`, tenants
-        that have left are erased."""
+        that have left are erased. `handover`: with an object store."""
         self.conn = database.connect()
         self.root = root
         self.log = log
@@ -78,9 +88,12 @@ class Running:
         self._relay = Relay(options, Tenancy(rules, region), self._writer, self._relay_reader)
         partitions = range(self._reader.partitions)
         worker = WorkerOptions(
-            root=root, status_interval_s=0.01, erase=bool(region), barrier_interval_s=0.1 if region else 5.0
+            root=root,
+            status_interval_s=0.01,
+            erase=bool(region),
+            barrier_interval_s=0.1 if region or handover is not None else 5.0,
         )
-        self._worker = Worker(worker, self._reader, partitions, self._note)
+        self._worker = Worker(worker, self._reader, partitions, self._note, handover=handover)
         self._stages: list[Stage] = []
 
     def _note(self, status: WorkerStatus) -> None:

@@ -223,7 +223,8 @@ def test_a_filter_that_is_taken_away_lets_nothing_through(database: Database, tm
     for region in REGIONS:
         publish(conn, region, Placement(region=region))
     log = LogConfig(path=str(tmp_path / "log"), partitions=PARTITIONS)
-    options = {"slot": f"{database.name}_eu", "publication": "headrace_eu", "placement": Placement(region="eu")}
+    eu = Placement(region="eu")
+    options: dict[str, Any] = {"slot": f"{database.name}_eu", "publication": "headrace_eu", "placement": eu}
     running = Running(database, log, tmp_path / "replicas", RULES, **options)
     with running:
         running.settle()

@@ -172,9 +172,13 @@ class Traffic:
 
     def _transact(self, conn: psycopg.Connection[Any]) -> None:
         while not self._stopped.wait(self._pause_s):
-            with conn.transaction():
-                self._random.choice(self._kinds)(conn)
-            self.committed += 1
+            self.one(conn)
+
+    def one(self, conn: psycopg.Connection[Any]) -> None:
+        """One transaction, of one kind or another."""
+        with conn.transaction():
+            self._random.choice(self._kinds)(conn)
+        self.committed += 1
 
     # --- the kinds ---
 

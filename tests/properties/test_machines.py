@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliers.snapshots.handover import SnapshotHandover
-from appliers.snapshots.policy import Bounds
+from appliers.snapshots.policy import Bounds, Retention
 from appliers.snapshots.store import Store, open_store
 from appliers.worker import Worker, WorkerOptions, WorkerStatus
 from fanout.log import LogConfig, open_reader
@@ -38,7 +38,7 @@ def _live(config: LogConfig, root: Path, store: Store, pick: random.Random, *, l
         store,
         Bounds(pick.choice([1, 3, 10**9]), 10**9, pick.choice([0.001, 0.02, 10**6]), pick.choice([1, 2, 64])),
         interval_s=pick.choice([0.0, 0.01]),
-        retention_s=3600,
+        retention=Retention(3600_000),
         rather_read=pick.choice([-1, 3, 10**9]),
     )
     lives = None if last or pick.random() < 0.4 else iter(range(pick.randint(1, 12)))

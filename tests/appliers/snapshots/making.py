@@ -54,7 +54,7 @@ def ref(key: str) -> SnapshotRef:
 
 def replica_key(tenant: str, number: int = 1, epoch: int = 1) -> str:
     """Where such a snapshot would be."""
-    return KEYS.replica(tenant, Position(1, number, 0), epoch, f"{number:016x}")
+    return KEYS.replica(tenant, Position(1, number, 0), epoch, number, f"{number:016x}")
 
 
 def made_replica(directory: Path, tenant: str = "acme", *, lsn: int = 10, rows: int = 3) -> Replica:

@@ -134,16 +134,17 @@ def test_keys_sort_as_what_they_name() -> None:
         Position(1, 1 << 40, 0),
         Position(2, 1, FIRST_COPY_CHUNK),
     ]
-    keys = [KEYS.replica("acme", position, 3, "0" * 16) for position in positions]
+    keys = [KEYS.replica("acme", position, 3, 7, "0" * 16) for position in positions]
     assert keys == sorted(keys)
     assert all(map(is_replica, keys))
-    assert keys[2] == "log-1/007/replicas/acme/000001-0000000000000005-10000000000-0000000003-0000000000000000.db.zst"
+    place, token = "000001-0000000000000005-10000000000", "0" * 16
+    assert keys[2] == f"log-1/007/replicas/acme/{place}-0000000003-0000000000000007-{token}.db.zst"
     assert PartitionKeys("a/B", SHARED_PARTITION).claim(1) == "a=2f=42/shared/claims/0000000001"
 
 
 def test_each_key_is_read_as_what_it_is() -> None:
     """And as nothing else."""
-    replica = KEYS.replica("/claims/0000000001", Position(1, 5, 0), 3, "f" * 16)
+    replica = KEYS.replica("/claims/0000000001", Position(1, 5, 0), 3, 7, "f" * 16)
     keys = [KEYS.claim(12), KEYS.manifest(3, 4), replica, f"{replica}.tmp", f"{KEYS.root}/x"]
     assert [epoch_of(key) for key in keys] == [12, None, None, None, None]
     assert [version_of(key) for key in keys] == [None, (3, 4), None, None, None]

@@ -12,17 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliers.errors import Fenced
+from appliers.history.segments import Span
 from appliers.snapshots.claims import Claim, claim
 from appliers.snapshots.collect import GRACE_MS, Collected, collect, removable
 from appliers.snapshots.copying import hydrate, take
 from appliers.snapshots.manifest import Superseded, with_snapshots, without_superseded
+from appliers.snapshots.policy import Retention
 from appliers.snapshots.publish import newest, take_over
 from appliers.snapshots.store import Store, Stored
+from fanout.envelope import Position
 from tests.appliers.records import rows_of
 from tests.appliers.snapshots import making
 from tests.appliers.snapshots.making import KEYS, made_replica, replica_key
 
 DAY_MS = 86_400_000
+WEEK = Retention(7 * DAY_MS, (("trial-*", 2 * DAY_MS),))
 NOW = 1_000 * DAY_MS
 OLD = NOW - 7 * DAY_MS - GRACE_MS - 1
 YOUNG = NOW - 7 * DAY_MS - GRACE_MS
@@ -42,7 +46,7 @@ def gone(
         superseded=[Superseded(key, since) for key, since in superseded],
     )
     stored = [Stored(key, 10, modified) for key, modified in objects]
-    return removable(stored, newest, 5, 7 * DAY_MS, NOW, [pending])
+    return removable(stored, newest, 5, WEEK, NOW, [pending])
 
 
 A, B, C = (replica_key("acme", number) for number in (1, 2, 3))
@@ -54,6 +58,23 @@ def test_a_replica_goes_when_it_was_superseded_long_enough() -> None:
     assert gone([(A, 0), (B, 0)], [B], [(A, YOUNG)]) == []
     assert gone([(A, OLD), (B, YOUNG), (C, NOW)]) == [A]
     assert gone([(A, YOUNG)], [], [(A, OLD)]) == []
+
+
+def test_of_days_that_are_over_the_first_snapshot_stays() -> None:
+    """History brings the rest; of today and yesterday all stay."""
+    two, three, now = NOW - 3 * DAY_MS, NOW - 3 * DAY_MS + 1, NOW - DAY_MS
+    assert gone([(A, two), (B, three), (C, now)], [C], [(A, three), (B, now)]) == [B]
+    assert gone([(A, now), (B, now + 1), (C, now + 2)], [C], [(A, now), (B, now)]) == []
+
+
+def test_a_tenant_may_be_kept_for_another_time() -> None:
+    """By a pattern of ids; history is kept for the longest of all, and a day for the snapshot that it begins with."""
+    short, long = replica_key("trial-7", 1), replica_key("acme", 1)
+    three = NOW - 3 * DAY_MS
+    assert gone([(short, 0), (long, 0)], [], [(short, three), (long, three)]) == [short]
+    segment = KEYS.segment(Span(0, 10, Position(1, 5, 0), 1))
+    assert gone([(segment, NOW - 8 * DAY_MS - GRACE_MS)]) == []
+    assert gone([(segment, NOW - 8 * DAY_MS - GRACE_MS - 1)]) == [segment]
 
 
 def test_what_is_named_or_about_to_be_stays_for_ever() -> None:
@@ -112,7 +133,9 @@ def test_whatever_there_is_nothing_named_or_young_goes(
         assert key not in (KEYS.manifest(5, 9), KEYS.claim(5))
         assert objects[key] < NOW - GRACE_MS
         if "/replicas/" in key:
-            assert max(objects[key], superseded.get(key, 0)) < YOUNG
+            stays = {k for k in objects.keys() - set(found) if "/replicas/" in k}
+            of_its_day = any(objects[other] // DAY_MS == objects[key] // DAY_MS and other < key for other in stays)
+            assert max(objects[key], superseded.get(key, 0)) < YOUNG or of_its_day
 
 
 def test_a_round_frees_what_is_superseded_and_leaves_what_is_needed(store: Store, tmp_path: Path) -> None:
@@ -128,14 +151,14 @@ def test_a_round_frees_what_is_superseded_and_leaves_what_is_needed(store: Store
         content = publisher.publish(with_snapshots(content, {"acme": ref}, [], now), now)
     [first] = [entry.key for entry in content.superseded]
     later = now + DAY_MS + GRACE_MS
-    collect(store, publisher.claim, DAY_MS, later - 10_000)
+    collect(store, publisher.claim, Retention(DAY_MS), later - 10_000)
     assert store.get(first) is not None
     sizes = {stored.key: stored.size for stored in store.list(KEYS.root)}
-    collected = collect(store, publisher.claim, DAY_MS, later + 10_000)
+    collected = collect(store, publisher.claim, Retention(DAY_MS), later + 10_000)
     assert first in collected.removed
     assert collected.freed_bytes == sum(sizes[key] for key in collected.removed)
     assert store.get(first) is None
-    assert collect(store, publisher.claim, DAY_MS, later + 10_000) == Collected([], 0)
+    assert collect(store, publisher.claim, Retention(DAY_MS), later + 10_000) == Collected([], 0)
     assert without_superseded(content, collected.removed).superseded == []
     found = newest(store, KEYS)
     assert found == content
@@ -151,11 +174,11 @@ def test_a_former_owner_collects_nothing(folder: Store) -> None:
     folder.put(A, b"x")
     later = int(time.time() * 1000) + 30 * DAY_MS
     claimed = claim(folder, KEYS, "new", 0)
-    assert collect(folder, claimed, 0, later) == Collected([], 0)
+    assert collect(folder, claimed, Retention(0), later) == Collected([], 0)
     with pytest.raises(Fenced):
-        collect(folder, publisher.claim, 0, later)
+        collect(folder, publisher.claim, Retention(0), later)
     assert folder.get(A) == b"x"
-    assert collect(folder, Claim(KEYS, 9), 0, later) == Collected([], 0)
+    assert collect(folder, Claim(KEYS, 9), Retention(0), later) == Collected([], 0)
 
 
 def test_files_that_a_killed_writer_left_are_collected(folder: Store, tmp_path: Path) -> None:
@@ -166,8 +189,8 @@ def test_files_that_a_killed_writer_left_are_collected(folder: Store, tmp_path: 
     half.parent.mkdir(parents=True)
     half.write_bytes(b"half")
     now = int(time.time() * 1000)
-    collect(folder, publisher.claim, 0, now)
+    collect(folder, publisher.claim, Retention(0), now)
     assert half.exists()
     os.utime(half, (1000, 1000))
-    collect(folder, publisher.claim, 0, now)
+    collect(folder, publisher.claim, Retention(0), now)
     assert not half.exists()

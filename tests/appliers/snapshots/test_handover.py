@@ -16,7 +16,7 @@ from appliers.snapshots import claims, publish
 from appliers.snapshots.handover import SnapshotHandover
 from appliers.snapshots.keys import PartitionKeys
 from appliers.snapshots.manifest import Manifest
-from appliers.snapshots.policy import Bounds
+from appliers.snapshots.policy import Bounds, Retention
 from appliers.snapshots.store import Store, open_store
 from appliers.worker import Worker, WorkerOptions, WorkerStatus
 from fanout import envelope
@@ -44,7 +44,7 @@ class Machine:
 
         `dies`: as after SIGKILL, nothing is made durable or given at the end."""
         options = WorkerOptions(root=self.root, status_interval_s=0.0, barrier_interval_s=0.01)
-        handover = SnapshotHandover(self.store, bounds, interval_s=0.01, retention_s=3600)
+        handover = SnapshotHandover(self.store, bounds, interval_s=0.01, retention=Retention(3600_000))
         with open_reader(self.fleet.config) as reader:
             ends = reader.extents(range(PARTITIONS))
 
@@ -66,7 +66,7 @@ class Machine:
     def run(self, done: Callable[[WorkerStatus], bool]) -> None:
         """Copying at once, until `done`; then as after SIGKILL."""
         options = WorkerOptions(root=self.root, status_interval_s=0.0, barrier_interval_s=0.01)
-        handover = SnapshotHandover(self.store, AT_ONCE, interval_s=0.01, retention_s=3600, fenced_s=0.3)
+        handover = SnapshotHandover(self.store, AT_ONCE, interval_s=0.01, retention=Retention(3600_000), fenced_s=0.3)
         with open_reader(self.fleet.config) as reader:
 
             def on_status(status: WorkerStatus) -> None:

@@ -1,0 +1,218 @@
+"""What an applier reads of the log, in segments. `read` and `step` are the applier's thread's; storing is another's.
+
+Records wait in a nameless file on disk until there are enough of them. Each partition's first segment since it came here is
+stored early: it says what tables there were, and from there on the history holds by itself.
+Invariant: a segment is stored with every record from its first offset to its last. What waits when the applier dies is in
+the log; when the object store cannot be reached for long, what is beyond `_MOST_BYTES` is left to the log too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from appliers.errors import StoreMisconfigured, StoreUnavailable
+from appliers.history import segments
+from appliers.history.segments import Gathered, Known, State
+from appliers.snapshots.keys import PartitionKeys
+from appliers.snapshots.store import Store
+from appliers.spool import Spool
+from appliers.state import PartitionState, Tables
+from cdc import failpoints
+from fanout.log.interface import Record
+
+log = structlog.get_logger("applier")
+
+SEGMENT_BYTES: Final = 16 << 20
+_MOST_BYTES: Final = 256 << 20
+
+
+class _Segment:
+    """One that is being filled, or waits to be stored."""
+
+    def __init__(self, directory: Path, first: int, begin: State, tables: Known, due: float) -> None:
+        self.first = self.next = first
+        self.begin = self.end = begin
+        self.tables = tables
+        self.due = due
+        self.spool = Spool(directory)
+        self.bytes = 0
+
+
+class _Recorded:
+    """A partition."""
+
+    def __init__(self, filling: _Segment) -> None:
+        self.filling = filling
+        self.storing: _Segment | None = None
+        self.running: Future[None] | None = None
+        self.retry_at = 0.0
+
+    def close(self) -> None:
+        """Nobody stores them."""
+        for segment in (self.filling, self.storing):
+            if segment is not None:
+                segment.spool.close()
+
+
+class Recorder:
+    """Of one applier. `read`, `give` and `take` raise StorageUnavailable."""
+
+    def __init__(
+        self,
+        store: Store,
+        keys: Callable[[int], PartitionKeys],
+        directory: Path,
+        tables: Callable[[], Tables],
+        wake: Callable[[], None],
+        *,
+        age_s: float,
+        first_s: float,
+    ) -> None:
+        """`age_s`: how long records wait at most; `first_s`: those of a partition that has just come. `tables`: what is
+        known of them now. `wake` is called from another thread when `step` has something to do."""
+        self._store = store
+        self._keys = keys
+        self._directory = directory
+        self._tables = tables
+        self._wake = wake
+        self._age_s = age_s
+        self._first_s = first_s
+        self._partitions: dict[int, _Recorded] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="history")
+
+    def take(self, state: PartitionState) -> None:
+        """A partition comes, and is read from `state.offset` on."""
+        if state.offset >= 0:
+            self._partitions[state.partition] = _Recorded(self._segment(state.offset, _state(state), self._first_s))
+
+    def read(self, records: Mapping[int, Sequence[Record]], states: Mapping[int, PartitionState]) -> None:
+        """Records of some partitions, whose state is now this."""
+        for partition, some in records.items():
+            recorded = self._partitions.get(partition)
+            if recorded is None:  # the first records that anybody reads
+                recorded = _Recorded(self._segment(some[0].offset, State(0, False, 0), self._first_s))
+                self._partitions[partition] = recorded
+            filling = recorded.filling
+            news = [record for record in some if record.offset >= filling.next]
+            if not news:
+                continue
+            filling.spool.put(news)
+            filling.bytes = filling.spool.waiting
+            filling.next = news[-1].offset + 1
+            filling.end = _state(states[partition])
+            if filling.bytes >= SEGMENT_BYTES:
+                self._store_next(partition, recorded)
+
+    def step(self) -> bool:
+        """Store what is due; whether something was stored."""
+        now = time.monotonic()
+        news = False
+        for partition, recorded in self._partitions.items():
+            if recorded.running is not None and recorded.running.done():
+                news |= self._stored(partition, recorded, now)
+            if recorded.filling.due <= now:
+                self._store_next(partition, recorded)
+            elif recorded.storing is not None and recorded.running is None and now >= recorded.retry_at:
+                self._start(partition, recorded)
+        return news
+
+    def wait_s(self) -> float | None:
+        """Seconds until `step` has something to do; None: nothing."""
+        now = time.monotonic()
+        dues = [r.filling.due for r in self._partitions.values() if r.running is None and r.filling.bytes]
+        return max(0.0, min(dues) - now) if dues else None
+
+    def give(self, partitions: Iterable[int], deadline: float) -> None:
+        """These are about to go: store what there is, by the deadline (time.monotonic) or not at all."""
+        running: list[Future[None]] = []
+        for partition in partitions:
+            recorded = self._partitions.get(partition)
+            if recorded is None:
+                continue
+            waiting = (recorded.storing if recorded.running is None else None, recorded.filling)
+            running += [self._thread.submit(self._put, partition, one) for one in waiting if one is not None and one.bytes]
+            if recorded.running is not None:
+                running.append(recorded.running)
+        wait_for(running, max(0.0, deadline - time.monotonic()))
+        for future in running:
+            future.cancel()
+
+    def drop(self, partitions: Iterable[int]) -> None:
+        """These are somebody else's."""
+        for partition in partitions:
+            recorded = self._partitions.pop(partition, None)
+            if recorded is not None:
+                if recorded.running is not None and not recorded.running.cancel():
+                    wait_for([recorded.running])
+                recorded.close()
+
+    def close(self) -> None:
+        """The applier ends."""
+        self._thread.shutdown(cancel_futures=True)
+        self.drop(list(self._partitions))
+
+    # --- one partition ---
+
+    def _segment(self, first: int, begin: State, due_s: float) -> _Segment:
+        return _Segment(self._directory, first, begin, segments.known(self._tables()), time.monotonic() + due_s)
+
+    def _next(self, filling: _Segment) -> _Segment:
+        return self._segment(filling.next, filling.end, self._age_s)
+
+    def _store_next(self, partition: int, recorded: _Recorded) -> None:
+        """What has been filled is to be stored; a new one is begun, unless one waits already."""
+        filling = recorded.filling
+        if not filling.bytes:
+            filling.due = time.monotonic() + self._age_s
+            return
+        if recorded.storing is not None:
+            if filling.bytes > _MOST_BYTES:
+                log.warning("history is left to the log", partition=partition, records_from=filling.first)
+                recorded.filling = self._next(filling)
+                filling.spool.close()
+            filling.due = time.monotonic() + 1.0
+            return
+        recorded.storing, recorded.filling = filling, self._next(filling)
+        self._start(partition, recorded)
+
+    def _start(self, partition: int, recorded: _Recorded) -> None:
+        assert recorded.storing is not None
+        recorded.running = self._thread.submit(self._put, partition, recorded.storing)
+        recorded.running.add_done_callback(lambda _: self._wake())
+
+    def _stored(self, partition: int, recorded: _Recorded, now: float) -> bool:
+        assert recorded.running is not None
+        running, recorded.running = recorded.running, None
+        try:
+            running.result()
+        except (StoreUnavailable, StoreMisconfigured) as error:
+            log.warning("no history now", partition=partition, reason=str(error), hint=error.hint)
+            recorded.retry_at = now + self._first_s
+            return False
+        assert recorded.storing is not None
+        recorded.storing.spool.close()
+        recorded.storing = None
+        return True
+
+    def _put(self, partition: int, segment: _Segment) -> None:
+        """In the recorder's thread. Raises what the store raises, StorageUnavailable."""
+        gathered = Gathered(segment.first)
+        segment.spool.rewind()
+        while records := segment.spool.take():
+            gathered.add(records)
+        keys = self._keys(partition)
+        content = gathered.encoded(keys.log, partition, segment.begin, segment.end, segment.tables)
+        self._store.put(keys.segment(gathered.span), content)
+        self._store.settle()
+        failpoints.hit("history.stored")
+
+
+def _state(state: PartitionState) -> State:
+    return State(state.generation, state.ready, state.lsn)

@@ -1,0 +1,329 @@
+"""`headrace time-travel`: one tenant as of any of its transactions. Words, options and answers; what they mean is decided in
+`appliers.timetravel`.
+
+    info     bookmarks, what is served, and how far back     restore, undo, resume   what readers get
+    clone    a database of its own                           diff, history           what changed
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from appliers.errors import CloneExists, TenantUnknown, TimeInvalid
+from appliers.history.reading import Past
+from appliers.place import is_missing, replica_path
+from appliers.reader import position_in
+from appliers.snapshots.store import Store, open_store
+from appliers.timetravel import restore as restoring
+from appliers.timetravel.bookmarks import bookmark_of, parse_bookmark
+from appliers.timetravel.rows import versions_of
+from appliers.timetravel.travel import AsOf, Travel
+from cdc.lsn import format_lsn, parse_lsn
+from fanout.envelope import START, Position
+from fanout.log import open_reader
+from headrace import output
+from headrace.config import Config
+from headrace.errors import CommandError
+from headrace.places import parse_time_us
+from headrace.records import iso_ms
+
+_LSN: Final = re.compile(r"(?:(\d{1,9}):)?([0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8})")
+
+
+class Wanted(NamedTuple):
+    """A place as it was given: at most one of the three."""
+
+    timestamp: str = ""
+    bookmark: str = ""
+    lsn: str = ""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether any is."""
+        return any(self)
+
+
+class Info(msgspec.Struct, frozen=True, kw_only=True):
+    """`bookmark`: of the place that was asked for, or of the live replica. `served`: what readers get; None: the live
+    replica. `since`: any later time can be reached; None: as far as the log goes. `bound`: what bounds it."""
+
+    tenant: str
+    bookmark: str
+    position: str
+    timestamp: str | None
+    served: str | None
+    undo: str | None
+    since: str | None
+    bound: str
+    days: float
+    snapshots: int
+    snapshot_bytes: int
+    history_bytes: int
+
+
+class Restored(msgspec.Struct, frozen=True, kw_only=True):
+    """What D1's API answers, and what was done. `bookmark`: None: the live replica is served."""
+
+    bookmark: str | None
+    previous_bookmark: str
+    message: str
+    commit_time: str | None
+    rows: int
+    seconds: float
+
+
+class Cloned(msgspec.Struct, frozen=True, kw_only=True):
+    """A database of its own."""
+
+    name: str
+    tenant: str
+    bookmark: str
+    commit_time: str | None
+    path: str
+    seconds: float
+
+
+class RowVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """A row after a transaction; `row` None: it was deleted. `commit_time`, `xid`: null for what is known from before."""
+
+    bookmark: str
+    lsn: str
+    commit_time: str | None
+    xid: int | None
+    row: dict[str, str | None] | None
+
+
+class Machine:
+    """Everything for one tenant. `open_machine` makes one."""
+
+    def __init__(self, config: Config, tenant: str, past: Past, store: Store | None, partitions: int) -> None:
+        self.tenant = tenant
+        self.root = Path(config.replicas.path)
+        self.path = replica_path(self.root, tenant, partitions)
+        self.past = past
+        self.days = days_of(config, tenant)
+        self.travel = Travel(past, store, config.overrides(), self.days)
+
+    def live(self) -> Position:
+        """Where the live replica here is."""
+        return START if is_missing(self.path) else position_in(self.path, self.tenant).position
+
+    def place(self, wanted: Wanted) -> Position:
+        """Raises TimeTravelError, CommandError, PointTooEarly, PointNotReached."""
+        if sum(map(bool, wanted)) > 1:
+            given = [f"--{name}" for name, value in wanted._asdict().items() if value]
+            raise CommandError(f"Cannot use {' and '.join(given)} together", hint="Give one of them.")
+        if wanted.timestamp:
+            return self.travel.at_time(_time_us(wanted.timestamp), wanted.timestamp)
+        if wanted.bookmark:
+            return parse_bookmark(wanted.bookmark, self.past.log)
+        if wanted.lsn:
+            found = _LSN.fullmatch(wanted.lsn)
+            if found is None:
+                raise CommandError("Not an LSN", hint="Give one such as 0/16B3748, or 2:0/16B3748 with its generation.")
+            return self.travel.at_lsn(parse_lsn(found[2]), int(found[1]) if found[1] else None)
+        return self.live()
+
+    def bookmark(self, position: Position) -> str:
+        """As text."""
+        return bookmark_of(position, self.past.log)
+
+
+@contextmanager
+def open_machine(config: Config, tenant: str) -> Iterator[Machine]:
+    """Raises LogError, StoreMisconfigured, StoreUnavailable."""
+    snapshots = config.snapshots
+    with open_reader(config.log) as reader:
+        store = open_store(snapshots.url, snapshots.options) if snapshots.url else None
+        yield Machine(config, tenant, Past(reader, store, tenant), store, reader.partitions)
+
+
+def days_of(config: Config, tenant: str) -> float:
+    """How far back a tenant may be taken."""
+    snapshots = config.snapshots
+    found = (days for pattern, days in snapshots.tenant_days.items() if fnmatchcase(tenant, pattern))
+    return next(found, snapshots.days)
+
+
+def _time_us(text: str) -> int:
+    """ISO 8601, Unix seconds, or an age. Raises TimeInvalid."""
+    try:
+        if re.fullmatch(r"\d+(\.\d+)?", text):
+            return int(float(text) * 1_000_000) if "." in text else int(text) * 1_000_000
+        return parse_time_us(text)
+    except (ValueError, OverflowError):
+        hint = "Give ISO 8601 (2026-01-31T12:00:00Z), Unix seconds, or an age such as 90s, 10m, 2h, 1d."
+        raise TimeInvalid(f"Invalid timestamp '{text}'", hint=hint) from None
+
+
+def info(config: Config, tenant: str, wanted: Wanted) -> Info:
+    """Raises as `Machine.place`."""
+    with open_machine(config, tenant) as machine:
+        if is_missing(machine.path) and not machine.past.is_known:
+            raise TenantUnknown("Nothing is known of this tenant", tenant=tenant)
+        position = machine.place(wanted)
+        pin = restoring.served(machine.path)
+        reach = machine.travel.reach(time.time_ns() // 1_000_000)
+        before = pin.before
+        return Info(
+            tenant=tenant,
+            bookmark=machine.bookmark(position),
+            position=f"{position.generation}:{format_lsn(position.commit_lsn)}",
+            timestamp=wanted.timestamp or None,
+            served=pin.now.bookmark if pin.now.file else None,
+            undo=None if before is None else before.bookmark if before.file else "live",
+            since=None if reach.since_ms is None else iso_ms(reach.since_ms),
+            bound=reach.bound,
+            days=machine.days,
+            snapshots=reach.snapshots,
+            snapshot_bytes=reach.snapshot_bytes,
+            history_bytes=reach.history_bytes,
+        )
+
+
+def restore(config: Config, tenant: str, wanted: Wanted) -> Restored:
+    """Raises as `Machine.place`, TenantError, StorageUnavailable."""
+    begun = time.monotonic()
+    with open_machine(config, tenant) as machine:
+        if not wanted.is_given:
+            raise CommandError("Restore to what?", hint="Give --timestamp, --bookmark or --lsn.")
+        point = machine.place(wanted)
+        done = restoring.restore(machine.travel, machine.path, point, machine.live())
+        return _answer(done, f"Tenant {tenant} is served as of bookmark {done.bookmark}", begun)
+
+
+def undo(config: Config, tenant: str) -> Restored:
+    """Raises NothingToUndo, StorageUnavailable."""
+    begun = time.monotonic()
+    with open_machine(config, tenant) as machine:
+        done = restoring.undo(machine.path, machine.live(), machine.past.log)
+        served = f"as of bookmark {done.bookmark}" if done.bookmark else "live"
+        return _answer(done, f"Tenant {tenant} is served {served} again", begun)
+
+
+def resume(config: Config, tenant: str) -> Restored:
+    """Raises StorageUnavailable."""
+    begun = time.monotonic()
+    with open_machine(config, tenant) as machine:
+        done = restoring.resume(machine.path, machine.live(), machine.past.log)
+        return _answer(done, f"Tenant {tenant} is served live", begun)
+
+
+def _answer(done: restoring.Restored, message: str, begun: float) -> Restored:
+    return Restored(
+        bookmark=done.bookmark or None,
+        previous_bookmark=done.previous_bookmark,
+        message=message,
+        commit_time=_commit_time(done.built),
+        rows=done.built.rows if done.built is not None else 0,
+        seconds=round(time.monotonic() - begun, 3),
+    )
+
+
+def _commit_time(built: AsOf | None) -> str | None:
+    return iso_us(built.commit_time_us) if built is not None and built.commit_time_us else None
+
+
+def iso_us(time_us: int) -> str:
+    """Unix microseconds -> ISO 8601 UTC."""
+    moment = datetime.datetime.fromtimestamp(0, datetime.UTC) + datetime.timedelta(microseconds=time_us)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def clone(config: Config, tenant: str, name: str, wanted: Wanted) -> Cloned:
+    """Raises CloneExists, and as `restore`."""
+    begun = time.monotonic()
+    with open_machine(config, tenant) as machine:
+        if not is_missing(replica_path(machine.root, name, machine.past.partitions)):
+            raise CloneExists("There is a tenant of this name", tenant=name)
+        point = machine.place(wanted)
+        made = restoring.clone(machine.travel, machine.root, name, point)
+        return Cloned(
+            name=name,
+            tenant=tenant,
+            bookmark=machine.bookmark(point),
+            commit_time=_commit_time(made),
+            path=str(restoring.clone_path(machine.root, name)),
+            seconds=round(time.monotonic() - begun, 3),
+        )
+
+
+def unclone(config: Config, name: str) -> None:
+    """Remove a clone. Raises CommandError when there is none."""
+    if not restoring.remove_clone(Path(config.replicas.path), name):
+        raise CommandError("There is no clone of this name", hint="`ls` the directory `clones` of the replicas.")
+
+
+def history(config: Config, tenant: str, table: str, key: Sequence[str]) -> list[RowVersion]:
+    """`key`: `column=value`. Raises TableUnknown, CommandError, and as `restore`."""
+    if not all("=" in part for part in key):
+        raise CommandError("A key is given as column=value", hint="Such as `id=7`; the tenant's column may be left out.")
+    values = {name: value for name, _, value in (part.partition("=") for part in key)}
+    with open_machine(config, tenant) as machine:
+        return [
+            RowVersion(
+                bookmark=machine.bookmark(version.position),
+                lsn=format_lsn(version.position.commit_lsn),
+                commit_time=iso_us(version.commit_time_us) if version.commit_time_us else None,
+                xid=version.xid or None,
+                row=version.row,
+            )
+            for version in versions_of(machine.travel, table, values)
+        ]
+
+
+# --- for people ---
+
+
+def show_info(found: Info) -> None:
+    """The bookmark, and what can be done with it."""
+    output.print_facts(
+        f"Tenant {found.tenant}",
+        {
+            f"bookmark of {found.timestamp}" if found.timestamp else "bookmark": found.bookmark,
+            "position": found.position,
+            "served": "live" if found.served is None else f"pinned to {found.served}",
+            "undo goes to": found.undo or "-",
+            "reaches back to": f"{found.since or 'what the log has'} ({found.bound})",
+            "kept for": f"{found.days:g} days",
+            "kept": f"{found.snapshots} snapshots, {output.bytes_text(found.snapshot_bytes)}; "
+            f"{output.bytes_text(found.history_bytes)} of history",
+        },
+    )
+    output.out.print(f"\nheadrace time-travel restore {found.tenant} --bookmark {found.bookmark}", soft_wrap=True)
+
+
+def show_restored(done: Restored, tenant: str) -> None:
+    """What is served, and the way back."""
+    facts: dict[str, object] = {"took": f"{done.seconds:.3f} s"}
+    if done.commit_time is not None:
+        facts["last commit in it"] = done.commit_time
+    facts["previous bookmark"] = done.previous_bookmark
+    output.print_facts(done.message, facts)
+    output.out.print(f"\nTo go back: headrace time-travel undo {tenant}", soft_wrap=True)
+
+
+def show_cloned(done: Cloned) -> None:
+    """Where it is."""
+    facts: dict[str, object] = {"as of": done.bookmark, "file": done.path, "took": f"{done.seconds:.3f} s"}
+    if done.commit_time is not None:
+        facts["last commit in it"] = done.commit_time
+    output.print_facts(f"{done.name}, a clone of {done.tenant}", facts)
+
+
+def show_history(found: list[RowVersion]) -> None:
+    """A line a version."""
+    rows = [
+        (v.commit_time or "-", v.lsn, v.xid or "-", "deleted" if v.row is None else msgspec.json.encode(v.row).decode())
+        for v in found
+    ]
+    output.print_table("Versions of the row", ("committed", "LSN", "xid", "row"), rows)
