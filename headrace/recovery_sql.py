@@ -23,7 +23,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 import psycopg
 
-from appliers.difference import Change, ComparedTable, Texts
+from appliers.difference import Change, ComparedColumn, ComparedTable, Texts
 from cdc.relation import Column, Relation, ReplicaIdentity
 from fanout.tenancy import ByColumn, Fixed, Tenancy
 from headrace.errors import Unrecoverable
@@ -121,14 +121,15 @@ class _Mapped(NamedTuple):
 
 class _Target(NamedTuple):
     """A table that rows are brought back in. `key`: attnums by which a row is found; empty: by all that is known of it.
-    `kept`: columns that are never NULL in between. `notes`: (column, what is not done about it)."""
+    `notes`: (column, what is not done about it)."""
 
     table: SourceTableFacts
     mapped: tuple[_Mapped, ...]
     key: tuple[int, ...]
-    kept: tuple[int, ...]
     owner: tuple[int, str] | None
     """The tenant's column, and the tenant."""
+    kept: tuple[int, ...]
+    """Columns that say where a row belongs: each version of it has to."""
     retyped: frozenset[int]
     """Columns whose texts differ where their values may not."""
     notes: tuple[tuple[str, str], ...]
@@ -186,50 +187,49 @@ def _target(
         return "the table was made or published since: what it held then is not known"
     columns = tuple(Column(column.name, 0, "", -1, key=False) for column in table.columns.values())
     route = tenancy.route(Relation(table.oid, table.schema, table.table, ReplicaIdentity.DEFAULT, columns))
-    owner: tuple[int, str] | None = None
+    owner, kept = None, tuple[int, ...]()
     match route:
-        case ByColumn(index):
-            owner = [*table.columns][index], tenant
+        case ByColumn(index, region=region):
+            attnums = [*table.columns]
+            owner = attnums[index], tenant
+            kept = (owner[0],) if region is None else (owner[0], attnums[region[0]])
         case Fixed(name) if name == tenant:
             pass
         case _:
             return "the table's rows are not the tenant's alone"
-    mapped, notes = list[_Mapped](), list[tuple[str, str]]()
-    key: list[int] = []
-    by_place: dict[int, int] = {}
+    mapped, notes = dict[int, _Mapped](), list[tuple[str, str]]()
     names = {column.name: column for column in table.columns.values()}
     for place, one in enumerate(compared.columns):
-        name = one.after or one.before or ""
-        column = table.columns.get(one.attnum) if one.attnum else names.get(name) if one.after else None
-        if column is None:
-            if one.before:
-                notes.append((name, "the column was dropped since"))
-            continue
-        if not one.exact:
-            notes.append((column.name, "the replica does not hold it exactly: it is neither compared nor brought back"))
-            continue
-        if not column.generated:
-            if one.before is None:
-                notes.append(
-                    (column.name, "the column is new since: it keeps its value, and has its default in rows that come back")
-                )
-            elif one.after is None:
-                notes.append((column.name, "the replica has it no more: it keeps its value in rows that are there"))
-            if one.retyped:
-                notes.append((column.name, "the column has another type since: values are cast"))
-        mapped.append(_Mapped(column, one.before, one.after))
-        by_place[place] = column.attnum
-    if all(place in by_place for place in compared.key):
-        key = [by_place[place] for place in compared.key]
+        # a name alone says nothing of a column that was not there any more
+        column = table.columns.get(one.attnum) if one.attnum else names.get(one.after or "")
+        if column is not None and one.exact:
+            mapped[place] = _Mapped(column, one.before, one.after)
+        notes += [(column.name if column else one.after or one.before or "", why) for why in _notes(one, column)]
+    key = [mapped[place].column.attnum for place in compared.key] if mapped.keys() >= set(compared.key) else []
     if not key and any(not one.exact for one in compared.columns):
         raise Unrecoverable(
             "The replica does not hold exactly what tells the table's rows apart",
             hint='Columns with `as = "real"` or `"unix_ms"` cannot be told exactly: leave the table out.',
             relation=table.name,
         )
-    kept = (owner[0],) if owner else ()
-    retyped = frozenset(by_place[place] for place, one in enumerate(compared.columns) if one.retyped and place in by_place)
-    return _Target(table, tuple(mapped), tuple(key), kept, owner, retyped, tuple(notes))
+    retyped = frozenset(one.column.attnum for place, one in mapped.items() if compared.columns[place].retyped)
+    return _Target(table, tuple(mapped.values()), tuple(key), owner, kept, retyped, tuple(notes))
+
+
+def _notes(one: ComparedColumn, column: SourceColumn | None) -> Iterator[str]:
+    """What is not done about a column."""
+    if column is None:
+        if one.before is not None:
+            yield "the column was dropped since"
+    elif not one.exact:
+        yield "the replica does not hold it exactly: it is neither compared nor brought back"
+    elif not column.generated:
+        if one.before is None:
+            yield "the column is new since: it keeps its value, and has its default in rows that come back"
+        if one.after is None:
+            yield "the replica has it no more: it keeps its value in rows that are there"
+        if one.retyped:
+            yield "the column has another type since: values are cast"
 
 
 # --- the script ---
