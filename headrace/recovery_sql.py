@@ -43,6 +43,9 @@ _CHANGED: Final = "Nothing was changed. Look at the row, compare anew, and make 
 _REFERRED: Final = "Nothing was changed. Rows that refer to it would go or change with it, and are not in this script."
 
 
+_UNHELD: Final = "the replica has no such column: it has its default in rows that come back"
+
+
 class LeftOut(msgspec.Struct, frozen=True):
     """What the script does not bring back. `column`: empty: the whole table. `rows`: that are concerned."""
 
@@ -197,21 +200,26 @@ def _target(
             pass
         case _:
             return "the table's rows are not the tenant's alone"
-    mapped, notes = dict[int, _Mapped](), list[tuple[str, str]]()
+    mapped, held, notes = dict[int, _Mapped](), set[int](), list[tuple[str, str]]()
     names = {column.name: column for column in table.columns.values()}
     for place, one in enumerate(compared.columns):
         # a name alone says nothing of a column that was not there any more
         column = table.columns.get(one.attnum) if one.attnum else names.get(one.after or "")
+        held.update([column.attnum] if column else [])
         if column is not None and one.exact:
             mapped[place] = _Mapped(column, one.before, one.after)
         notes += [(column.name if column else one.after or one.before or "", why) for why in _notes(one, column)]
-    key = [mapped[place].column.attnum for place in compared.key] if mapped.keys() >= set(compared.key) else []
-    if not key and any(not one.exact for one in compared.columns):
+    own = {attnum: column.name for attnum, column in table.columns.items() if not column.generated}
+    notes += [(name, _UNHELD) for attnum, name in own.items() if attnum not in held]
+    known = {one.column.attnum for one in mapped.values() if one.after is not None}
+    if not mapped.keys() >= set(compared.key) or not (compared.key or known >= own.keys()):
         raise Unrecoverable(
             "The replica does not hold exactly what tells the table's rows apart",
-            hint='Columns with `as = "real"` or `"unix_ms"` cannot be told exactly: leave the table out.',
+            hint="A column of its key was dropped or renamed since, or it has no key and a column that the replica lacks or "
+            "stores as another type: leave the table out.",
             relation=table.name,
         )
+    key = [mapped[place].column.attnum for place in compared.key]
     retyped = frozenset(one.column.attnum for place, one in mapped.items() if compared.columns[place].retyped)
     return _Target(table, tuple(mapped.values()), tuple(key), owner, kept, retyped, tuple(notes))
 
