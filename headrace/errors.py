@@ -2,7 +2,7 @@
 
 ConfigError       the configuration file or environment
 CommandError      a command cannot do what was asked
-  PartitionUnknown NotQuarantined RecordMismatch
+  PartitionUnknown NotQuarantined RecordMismatch Unrecoverable
 """
 
 from __future__ import annotations
@@ -38,3 +38,12 @@ class RecordMismatch(CommandError):
     """Another record than the one that was named is what the tenant stands at."""
 
     default_hint = "Look at it with `headrace tenant info`, and name that one."
+
+
+class Unrecoverable(CommandError):
+    """No SQL brings the rows of a tenant back in Postgres as they were."""
+
+    default_hint = (
+        "Make one of the constraints deferrable (`alter table ... alter constraint ... deferrable`) while the script runs, "
+        "or leave a table out."
+    )
