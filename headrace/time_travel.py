@@ -11,31 +11,37 @@ import datetime
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import apsw
 import msgspec
 
+from appliers.difference import HEADINGS, Change, changes, compared_tables
 from appliers.errors import CloneExists, TenantUnknown, TimeInvalid
 from appliers.history.reading import Past
 from appliers.place import is_missing, replica_path
-from appliers.reader import position_in
+from appliers.reader import ReplicaReader, position_in
 from appliers.snapshots.store import Store, open_store
 from appliers.timetravel import restore as restoring
 from appliers.timetravel.bookmarks import bookmark_of, parse_bookmark
 from appliers.timetravel.rows import versions_of
 from appliers.timetravel.travel import AsOf, Travel
+from cdc.connection import connect
 from cdc.lsn import format_lsn, parse_lsn
 from fanout.envelope import START, Position
 from fanout.log import open_reader
+from fanout.tenancy import Tenancy
 from headrace import output
 from headrace.config import Config
 from headrace.errors import CommandError
 from headrace.places import parse_time_us
 from headrace.records import iso_ms
+from headrace.recovery_sql import Recovery, recovery_of
 
+_BOOKMARK: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{8}){2}-[0-9a-fA-F]{32}")
 _LSN: Final = re.compile(r"(?:(\d{1,9}):)?([0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8})")
 
 
@@ -102,6 +108,17 @@ class RowVersion(msgspec.Struct, frozen=True, kw_only=True):
     row: dict[str, str | None] | None
 
 
+class Differs(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened to a tenant's rows between two places."""
+
+    tenant: str
+    before: str
+    """A bookmark."""
+    after: str
+    """A bookmark; of the live replica when no other place was given."""
+    changes: list[Change]
+
+
 class Machine:
     """Everything for one tenant. `open_machine` makes one."""
 
@@ -132,6 +149,17 @@ class Machine:
                 raise CommandError("Not an LSN", hint="Give one such as 0/16B3748, or 2:0/16B3748 with its generation.")
             return self.travel.at_lsn(parse_lsn(found[2]), int(found[1]) if found[1] else None)
         return self.live()
+
+    @contextmanager
+    def at(self, wanted: Wanted) -> Iterator[tuple[str, apsw.Connection]]:
+        """The tenant as of a place, by default as it is now: its bookmark, and what is read. Raises as `restore`."""
+        if wanted.is_given:
+            point = self.place(wanted)
+            with restoring.as_of(self.travel, point) as conn:
+                yield self.bookmark(point), conn
+            return
+        with ReplicaReader(self.path, self.tenant) as reader, reader.snapshot():
+            yield self.bookmark(reader.position().position), reader.connection
 
     def bookmark(self, position: Position) -> str:
         """As text."""
@@ -281,6 +309,62 @@ def history(config: Config, tenant: str, table: str, key: Sequence[str]) -> list
         ]
 
 
+# --- what changed ---
+
+
+def wanted_of(text: str) -> Wanted:
+    """A place as one word: a bookmark, an LSN, or a time."""
+    if _BOOKMARK.fullmatch(text):
+        return Wanted(bookmark=text)
+    return Wanted(lsn=text) if _LSN.fullmatch(text) else Wanted(timestamp=text)
+
+
+@contextmanager
+def _two(config: Config, tenant: str, before: str, after: str) -> Iterator[_Two]:
+    with open_machine(config, tenant) as machine:
+        if is_missing(machine.path) and not machine.past.is_known:
+            raise TenantUnknown("Nothing is known of this tenant", tenant=tenant)
+        with (
+            machine.at(wanted_of(before)) as (from_bookmark, from_),
+            machine.at(wanted_of(after) if after else Wanted()) as (to_bookmark, to),
+        ):
+            yield _Two(from_bookmark, from_, to_bookmark, to)
+
+
+class _Two(NamedTuple):
+    before_bookmark: str
+    before: apsw.Connection
+    after_bookmark: str
+    after: apsw.Connection
+
+
+def diff(config: Config, tenant: str, before: str, after: str) -> Differs:
+    """`after` empty: now. Raises as `restore`."""
+    with _two(config, tenant, before, after) as two:
+        found = list(changes(two.before, two.after))
+        return Differs(tenant=tenant, before=two.before_bookmark, after=two.after_bookmark, changes=found)
+
+
+def recovery(config: Config, tenant: str, before: str, after: str, *, empty_new_tables: bool) -> Recovery:
+    """SQL that brings the tenant's rows in Postgres back from `after` to `before`. Raises as `restore`, Unrecoverable,
+    SourceError."""
+    tenancy = Tenancy(config.tenancy, config.placement.region)
+    with _two(config, tenant, before, after) as two, closing(connect(config.dsn())) as conn:
+        about = [
+            f"Tenant {tenant}: from {two.after_bookmark}",
+            f"back to {two.before_bookmark}",
+        ]
+        return recovery_of(
+            conn,
+            compared_tables(two.before, two.after),
+            changes(two.before, two.after),
+            tenancy,
+            tenant,
+            about=about,
+            new_tables="empty" if empty_new_tables else "keep",
+        )
+
+
 # --- for people ---
 
 
@@ -327,3 +411,19 @@ def show_history(found: list[RowVersion]) -> None:
         for v in found
     ]
     output.print_table("Versions of the row", ("committed", "LSN", "xid", "row"), rows)
+
+
+def show_diff(found: Differs) -> None:
+    """A line a row."""
+    output.print_table(
+        f"Tenant {found.tenant}: {len(found.changes):,} rows differ", HEADINGS, [change.cells for change in found.changes]
+    )
+
+
+def show_recovery(made: Recovery) -> None:
+    """The script on standard output, and what it is on standard error."""
+    output.out.print(made.sql, markup=False, highlight=False, soft_wrap=True)
+    output.err.print(f"{made.inserts} rows come back, {made.updates} change back, {made.deletes} go.")
+    for left in made.left_out:
+        where = f"{left.table}.{left.column}" if left.column else left.table
+        output.err.print(f"Left out: {where} ({left.rows} rows): {left.reason}", markup=False)

@@ -109,6 +109,35 @@ def unclone(name: Annotated[str, typer.Argument(help="The clone.")], config: Con
 
 
 @app.command()
+def diff(
+    tenant: Tenant,
+    before: Annotated[str, typer.Argument(help="A bookmark, an LSN, or a time.")],
+    after: Annotated[str, typer.Argument(help="Another; without it, now.")] = "",
+    sql: Annotated[bool, typer.Option("--sql", help="Print SQL that brings the rows in Postgres back.")] = False,
+    empty_new_tables: Annotated[
+        bool, typer.Option(help="With --sql: also delete the tenant's rows of tables that were not there then.")
+    ] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what changed for the tenant between two places; as SQL, a recovery of its rows in the shared Postgres."""
+    from headrace import time_travel
+
+    if sql:
+        made = time_travel.recovery(load(config), tenant, before, after, empty_new_tables=empty_new_tables)
+        if as_json:
+            output.print_json(made)
+        else:
+            time_travel.show_recovery(made)
+        return
+    found = time_travel.diff(load(config), tenant, before, after)
+    if as_json:
+        output.print_json(found)
+    else:
+        time_travel.show_diff(found)
+
+
+@app.command()
 def history(
     tenant: Tenant,
     table: Annotated[str, typer.Argument(help="The table, as the replica calls it.")],
