@@ -99,7 +99,9 @@ def _told(row: Texts, name: str) -> str:
 def _shown(text: str | None) -> str:
     if text is None:
         return "null"
-    return json.dumps(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…", ensure_ascii=False)
+    quoted = json.dumps(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…", ensure_ascii=False)
+    # nothing that a terminal would act on
+    return quoted if quoted.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)
 
 
 # --- what belongs together ---

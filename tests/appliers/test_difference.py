@@ -85,13 +85,13 @@ def test_rows_that_came_went_and_changed() -> None:
 def test_a_change_prints_as_a_table_and_as_json() -> None:
     """NULL is told from the text `null`, and no value can pretend to be something else."""
     items = plan([ID, NAME, NOTE])
-    before = made((items, [["1", "a", None], ["2", "b\nc", '"']]))
+    before = made((items, [["1", "a", None], ["2", "b\nc\x9b\u202e", '"']]))
     after = made((items, [["1", "x" * 1000, "null"]]))
     update, delete = changes(before, after)
     assert len(update.cells) == len(HEADINGS)
     assert update.cells[:3] == ("public.items", "update", 'id="1"')
     assert update.cells[3] == f'name: "a" -> "{"x" * 60}…", note: null -> "null"'
-    assert delete.cells[3] == r'id: "2", name: "b\nc", note: "\""'
+    assert delete.cells[3] == r'id: "2", name: "b\nc\u009b\u202e", note: "\""'
     told = json.loads(msgspec.json.encode(update))
     assert (told["op"], told["before"]["note"], told["after"]["note"]) == ("update", None, "null")
     assert json.loads(msgspec.json.encode(delete))["after"] is None

@@ -54,12 +54,22 @@ WHO, OTHER = 'it\'s \\ "acme"', "other"
 class Shop:
     """A source with its pipeline, and the tenant's replica at moments."""
 
-    def __init__(self, database: Database, directory: Path, running: Running, tables: Sequence[Table]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        directory: Path,
+        running: Running,
+        tables: Sequence[Table],
+        tenancy: Tenancy,
+        tenant: str,
+    ) -> None:
         self.database = database
         self.conn = running.conn
         self.running = running
         self.tables = list(tables)
         self._directory = directory
+        self._tenancy = tenancy
+        self._tenant = tenant
 
     def do(self, *statements: str) -> None:
         for statement in statements:
@@ -73,7 +83,7 @@ class Shop:
         path = self._directory / f"{name}.db"
         path.unlink(missing_ok=True)
         with (
-            closing(open_read_only(replica_path(self.running.root, WHO, PARTITIONS))) as source,
+            closing(open_read_only(replica_path(self.running.root, self._tenant, PARTITIONS))) as source,
             closing(apsw.Connection(str(path))) as copy,
             copy.backup("main", source, "main") as backup,
         ):
@@ -102,19 +112,19 @@ class Shop:
             connect(self.database.dsn) as conn,
         ):
             tables = compared_tables(one, other)
-            return recovery_of(conn, tables, changes(one, other), Tenancy(RULES), WHO, **options)
+            return recovery_of(conn, tables, changes(one, other), self._tenancy, self._tenant, **options)
 
-    def run(self, script: str, **settings: str) -> None:
+    def run(self, script: str, *, autocommit: bool = True, **settings: str) -> None:
         """By psycopg, as somebody who has set other things."""
-        with self.database.connect() as conn:
+        with self.database.connect(autocommit=autocommit) as conn:
             for name, value in settings.items():
                 conn.execute(f"set {name} = {value}".encode())
             conn.execute(script.encode())
             assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
     def bare(self, script: str) -> None:
-        """By psycopg, with nothing in the search path."""
-        self.run(script, search_path="''")
+        """By psycopg in a transaction that is open, with nothing in the search path."""
+        self.run(script, autocommit=False, search_path="''")
 
     def psql(self, script: str) -> subprocess.CompletedProcess[str]:
         """By psql, which goes on after an error."""
@@ -158,7 +168,14 @@ class Shop:
 
 
 @contextmanager
-def open_shop(database: Database, directory: Path, ddl: str, tables: Sequence[Table]) -> Iterator[Shop]:
+def open_shop(
+    database: Database,
+    directory: Path,
+    ddl: str,
+    tables: Sequence[Table],
+    rules: Sequence[Rule] = RULES,
+    tenant: str = WHO,
+) -> Iterator[Shop]:
     """With these tables, all of them published."""
     conn = database.connect()
     conn.execute(ddl.encode())
@@ -166,9 +183,9 @@ def open_shop(database: Database, directory: Path, ddl: str, tables: Sequence[Ta
     names = [(table.schema, table.name) for table in tables]
     conn.execute(create_publication("headrace", names, server_version=conn.info.server_version))
     log = LogConfig(path=str(directory / "log"), partitions=PARTITIONS)
-    with Running(database, log, directory / "replicas", RULES) as running:
+    with Running(database, log, directory / "replicas", rules) as running:
         running.settle()
-        yield Shop(database, directory, running, tables)
+        yield Shop(database, directory, running, tables, Tenancy(rules), tenant)
 
 
 def two(rows: str) -> str:
@@ -516,6 +533,28 @@ def test_every_type_comes_back(database: Database, tmp_path: Path) -> None:
         made.undone(f"insert into f select * from f; insert into t (tenant, id) values ({T}, 500)")
 
 
+def test_numbers_for_tenants(database: Database, tmp_path: Path) -> None:
+    """The tenant is the text of a column of any type; and a table that is the tenant's by its schema is its own."""
+    ddl = """create schema "7"; create table "7".u (id int);
+    create table t (tenant bigint, id int, primary key (tenant, id));
+    alter table "7".u replica identity full; insert into t select 7 + i % 2, i from generate_series(1, 9) i;
+    insert into "7".u values (1), (1), (2)"""
+    rules = [Rule(table="public.*", column="tenant"), Rule(table="*.*", schema=True)]
+    tables = [Table("t", "tenant"), Table("u", schema="7")]
+    with open_shop(database, tmp_path, ddl, tables, rules, "7") as made:
+        before, was = made.copy("before"), made.held()
+        made.do(
+            "delete from t where id < 5; insert into t values (7, 50), (8, 50)",
+            'delete from "7".u; insert into "7".u values (3)',
+        )
+        became = made.held()
+        made.run(made.recovery(before, made.copy("after")).sql)
+        now = made.held()
+        assert now.rows[tables[0]]["7"] == was.rows[tables[0]]["7"]
+        assert now.rows[tables[0]]["8"] == became.rows[tables[0]]["8"]
+        assert now.rows[tables[1]] == was.rows[tables[1]]
+
+
 @pytest.mark.every_postgres
 def test_keys_of_every_kind(database: Database, tmp_path: Path) -> None:
     """Rows are found by what their types take for equal, also where an extension's operator is in nobody's search path."""
@@ -548,7 +587,7 @@ def test_partitions_and_columns_that_are_not_published(database: Database, tmp_p
     create table p (tenant text, day int, n int, primary key (tenant, day, n)) partition by range (day);
     create table p1 partition of p for values from (0) to (10); create table p2 partition of p for values from (10) to (20);
     create table c (tenant text, id int primary key, day int, n int,
-                    foreign key (tenant, day, n) references p on delete cascade);
+                    foreign key (tenant, day, n) references p on delete cascade on update cascade);
     create table q (tenant text, day int) partition by list (day);
     create table q1 partition of q for values in (1); create table q2 partition of q for values in (2);
     create table s (tenant text, id int primary key, note text, secret text default 'none');
@@ -565,7 +604,7 @@ def test_partitions_and_columns_that_are_not_published(database: Database, tmp_p
         made.do("alter publication headrace add table s (tenant, id, note)")
         done = made.undone(
             "delete from p where day % 3 = 0; update q set day = 1 where tableoid = 'q2'::regclass and day = 2",
-            "delete from q1 where ctid in (select ctid from q1 limit 3)",
+            "delete from q1 where ctid in (select ctid from q1 limit 3); update p set n = 50 where day in (2, 14)",
             f"insert into p values ({T}, 11, 99); update c set n = 99, day = 11 where id = 1",
             "update s set note = 'changed' where id = 1; delete from s where id = 2",
         )
