@@ -90,6 +90,8 @@ def options_of(words: list[str]) -> set[str]:
     """The options of the command that these words name. Raises KeyError when there is none."""
     found: Any = typer.main.get_command(app)
     for word in words:
+        if not hasattr(found, "commands"):
+            break  # an option's value
         found = found.commands[word]
     return {name for parameter in found.params for name in parameter.opts} | {"--help"}
 

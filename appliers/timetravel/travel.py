@@ -119,11 +119,20 @@ class Travel:
     def _last_event(self, base: Base | None, time_us: int) -> Position | None:
         """The last one behind a snapshot, or of all, and at or before a moment. Raises PointNotReached."""
         found: Position | None = None
+        tables: Position | None = None
+        late = False
         for event in self._events(base):
-            if event.time_us <= time_us:
+            late = event.time_us > time_us
+            if late and not event.is_tables:  # the log may have tables later than what followed them
+                break
+            if event.is_tables and not late:
+                tables = event.position
+            elif not late:
                 found = max(found or event.position, event.position)
-            elif not event.is_tables:  # the log may have those later than what followed them
-                return found
+        if tables is not None and (found is None or tables[:2] > found[:2]):
+            found = tables
+        if late:
+            return found
         if not any(max(said.written_us, said.time_us) > time_us for said in self._tail()):
             raise PointNotReached("The log says nothing of so late a time yet", partition=self._past.partition)
         return found

@@ -39,7 +39,7 @@ def test_records_come_from_segments(past: Kept) -> None:
         with open_reader(past.history.log) as reader:
             found = Past(reader, past.store, tenant)
             assert found.is_whole
-            assert len(found.segments) > 3
+            assert len(found.segments) > 1
             with_store = [record.offset for some in found.slices(found.begin) for record in some.records]
             alone = Past(reader, None, tenant)
             without = [record.offset for some in alone.slices(alone.begin) for record in some.records]

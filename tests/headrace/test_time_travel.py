@@ -1,0 +1,136 @@
+"""docs/time-travel.md: the disaster is made, and the commands of its recovery are typed as they stand there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from appliers.place import replica_path
+from appliers.reader import Directory
+from fanout.log import LogConfig
+from headrace.docs import ROOT
+from tests.end_to_end.oracle import assert_replica_holds, record
+from tests.faults.pipeline import PARTITIONS, Pipeline
+from tests.faults.traffic import FOUNDERS, TABLES
+from tests.headrace.conftest import Operator
+
+WHO: Final = FOUNDERS[1]
+DISASTER: Final = f"""
+    update accounts set price = 0, open = false where tenant = '{WHO}';
+    delete from statics where tenant = '{WHO}' and n > 3"""
+
+
+def typed() -> list[str]:
+    """The lines of the recovery, in order."""
+    story = (ROOT / "docs/time-travel.md").read_text().partition("## A recovery")[2].partition("\n## ")[0]
+    return re.findall(r"^    \$ (.+)$", story, flags=re.MULTILINE)
+
+
+@pytest.fixture
+def pipeline(new_pipeline: Callable[..., Pipeline], tmp_path: Path) -> Iterator[Pipeline]:
+    """With a store for snapshots and history."""
+    made = new_pipeline(LogConfig(path=str(tmp_path / "log"), partitions=PARTITIONS))
+    store = str(made.directory / "store")
+    made.configure(more={"snapshots": {"url": store, "days": 30, "interval_s": 0.2, "age_s": 1.0}})
+    stages = made.relay(), made.applier()
+    made.wait_copied(*stages)
+    yield made
+    for stage in stages:
+        stage.stop()
+
+
+def now(pipeline: Pipeline) -> str:
+    [(text,)] = pipeline.conn.execute("select clock_timestamp()::text").fetchall()
+    return str(text).replace(" ", "T")
+
+
+def applied(pipeline: Pipeline) -> None:
+    pipeline.conn.execute("select pg_logical_emit_message(true, 'nobody', '')")
+    pipeline.wait_applied()
+
+
+def test_a_tenant_is_recovered_in_the_shared_database(pipeline: Pipeline, operator: Operator, tmp_path: Path) -> None:
+    """As the page says: readers have the state of then at once, Postgres gets its rows back, nobody else's change, and the
+    replica follows."""
+    applied(pipeline)
+    was, before = record(pipeline.conn, TABLES), now(pipeline)
+    pipeline.conn.execute(DISASTER.encode())
+    applied(pipeline)
+    wrong = record(pipeline.conn, TABLES)
+    assert wrong != was
+    script = tmp_path / "back.sql"
+    lines = typed()
+    assert len(lines) == 7
+    for line in lines:
+        words, _, into = line.replace("$BEFORE", before).partition(" > ")
+        match shlex.split(words):
+            case ["headrace", *arguments]:
+                shown = operator.text(*arguments)
+                assert shown
+                if into:
+                    (tmp_path / into).write_text(shown)
+                if arguments[1] == "restore":
+                    with Directory(pipeline.root) as directory, directory.serve(WHO) as reader:
+                        assert_replica_holds(reader.connection, reader.path, WHO, was)
+                        assert reader.pinned is not None
+            case ["psql", _, "-f", name]:
+                assert tmp_path / name == script
+                pipeline.conn.execute(script.read_bytes())
+            case _:
+                pytest.fail(f"the page says: {line}")
+    assert record(pipeline.conn, TABLES) == was
+    applied(pipeline)
+    pipeline.assert_equal()
+    with Directory(pipeline.root) as directory, directory.serve(WHO) as reader:
+        assert reader.path == replica_path(pipeline.root, WHO, PARTITIONS)
+        assert_replica_holds(reader.connection, reader.path, WHO, was)
+
+
+def test_answers_for_programs(pipeline: Pipeline, operator: Operator) -> None:
+    """As JSON: bookmarks that are stable, what D1's API answers, differences and versions."""
+    applied(pipeline)
+    before = now(pipeline)
+    first = operator.json("time-travel", "info", WHO)
+    assert (first["served"], first["days"], first["bound"]) == (None, 30, "first copy")
+    pipeline.conn.execute(f"update accounts set balance = 5 where tenant = '{WHO}' and id = 2".encode())
+    applied(pipeline)
+    assert operator.json("time-travel", "info", WHO, "--timestamp", before)["bookmark"] == first["bookmark"]
+    done = operator.json("time-travel", "restore", WHO, "--bookmark", first["bookmark"])
+    assert (done["bookmark"], done["previous_bookmark"] > first["bookmark"]) == (first["bookmark"], True)
+    assert operator.json("time-travel", "info", WHO)["served"] == first["bookmark"]
+    [change] = operator.json("time-travel", "diff", WHO, first["bookmark"])["changes"]
+    assert (change["op"], change["before"]["balance"], change["after"]["balance"]) == ("update", "0", "5")
+    versions = operator.json("time-travel", "history", WHO, "accounts", "id=2")
+    assert [version["row"]["balance"] for version in versions] == ["0", "5"]
+    assert (versions[0]["commit_time"], versions[1]["xid"] > 0) == (None, True)
+    assert operator.json("time-travel", "diff", WHO, first["bookmark"], "--sql")["updates"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["restore", WHO, "--timestamp", "2199-01-01"], "Please provide a timestamp in the past"),
+        (["restore", WHO, "--timestamp", "2020-01-01"], "Please provide a timestamp within the last 30 days"),
+        (["restore", WHO, "--timestamp", "yesterday"], "Invalid timestamp 'yesterday'"),
+        (["restore", WHO, "--timestamp", "1m", "--bookmark", "x"], "Cannot use --timestamp and --bookmark together"),
+        (["restore", WHO, "--bookmark", "x"], "Not a bookmark"),
+        (["restore", WHO, "--bookmark", "00000001-00000000-0180ebd8-80" + "0" * 30], "A bookmark of another log"),
+        (["restore", WHO], "Restore to what?"),
+        (["undo", WHO], "Nothing was served before"),
+        (["info", "nobody"], "Nothing is known of this tenant"),
+        (["history", WHO, "nothing", "id=1"], "no such table"),
+        (["history", WHO, "accounts", "2"], "column=value"),
+        (["unclone", "nothing"], "There is no clone of this name"),
+    ],
+)
+@pytest.mark.usefixtures("pipeline")
+def test_what_cannot_be(operator: Operator, arguments: list[str], said: str) -> None:
+    """As D1 words it, where D1 has words for it; and with what helps."""
+    done: Any = operator.ask("time-travel", *arguments, code=1)
+    assert said in " ".join(done.stderr.split())
+    assert "Fix: " in " ".join(done.stderr.split())
