@@ -4,7 +4,7 @@
     since  the tenant's other records, and those for everybody                            ┘ applied by the thread
 
 `work` is the thread's; everything else is the loop's, and `close`, `rest` and `finish` only while the thread is not at it.
-Invariant: the loop never applies or syncs more than `_NEAR_BYTES` of it, so others wait for no more than that.
+Invariant: the loop never applies more than `_NEAR_BYTES` of it and never syncs, so others wait for no more than that.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Making:
         self._catalog: Catalog | None = None
         self._replay: TenantReplay | None = None
         self._ended = threading.Event()
+        self._durable = False
 
     # --- the applier's loop ---
 
@@ -85,8 +86,8 @@ class Making:
 
     @property
     def is_near(self) -> bool:
-        """Whether `rest` may be called."""
-        return self.whole and not self._rows.waiting and self._since.waiting <= _NEAR_BYTES
+        """Whether `rest` may be called: all but a little was applied, and is durable."""
+        return self.whole and self._durable and not self._rows.waiting and self._since.waiting <= _NEAR_BYTES
 
     def rest(self, copied: Copied) -> bool:
         """Apply what waits; whether the replica is where the one is that it replaces: no transaction and no row is half
@@ -99,14 +100,14 @@ class Making:
         return self._replay.whole
 
     def finish(self) -> int:
-        """Close it, durable; answers the rows that were applied."""
+        """Close it; answers the rows that were applied.
+
+        What `rest` brought is as durable as anything that is applied: until a barrier has come, it is read again."""
         replay = self._replay
         assert replay is not None
         assert replay.replica is not None
         replay.replica.note_resync(f"{self.attempt} {format_lsn(self.as_of)}")
-        replay.replica.cut_wal()
         self.close()
-        sync_replica(self.file)
         return replay.rows
 
     def end(self) -> None:
@@ -132,7 +133,8 @@ class Making:
             self._apply_since(copied)
             if self._replay.whole and self._replay.replica is not None:
                 self._replay.replica.cut_wal()
-                sync_replica(self.file)
+            sync_replica(self.file)
+            self._durable = True
 
     def _apply_rows(self, records: list[Record]) -> None:
         for record in records:

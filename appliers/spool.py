@@ -55,20 +55,29 @@ class Spool:
 
     def take(self) -> list[Record]:
         """Some of the records that wait, a megabyte or one; none when none waits."""
-        end, records = self._end, list[Record]()
-        begin = self._taken
+        end, place = self._end, self._taken
+        records: list[Record] = []
         try:
-            while self._taken < end and self._taken - begin < _READ_BYTES:
-                head = os.pread(self._file.fileno(), _head.size, self._taken)
-                partition, offset, time_ms, key_length, length = _head.unpack(head)
-                named = max(0, key_length)
-                body = os.pread(self._file.fileno(), named + length, self._taken + _head.size)
-                key = None if key_length < 0 else body[:named]
-                records.append(Record(partition, offset, key, body[named:], time_ms))
-                self._taken += _head.size + len(body)
+            some = self._read(place, min(end - place, _READ_BYTES))
+            at = 0
+            while place + at < end and at + _head.size <= len(some):
+                partition, offset, time_ms, key_length, length = _head.unpack_from(some, at)
+                body, named = at + _head.size, max(0, key_length)
+                behind = body + named + length
+                if behind > len(some):
+                    if records:
+                        break
+                    some = self._read(place, behind)
+                key = None if key_length < 0 else some[body : body + named]
+                records.append(Record(partition, offset, key, some[body + named : behind], time_ms))
+                at = behind
         except OSError as error:
             raise self._failed(error) from error
+        self._taken = place + at
         return records
+
+    def _read(self, place: int, length: int) -> bytes:
+        return os.pread(self._file.fileno(), length, place)
 
     def rewind(self) -> None:
         """Take from the first again."""

@@ -11,13 +11,25 @@ from typing import Final
 
 from rich.console import Console
 
-from benchmarks import applier, decode, end_to_end, first_copy, fleet, large_transaction, latency, machine, relay, targets
+from benchmarks import (
+    applier,
+    decode,
+    end_to_end,
+    first_copy,
+    fleet,
+    large_transaction,
+    latency,
+    machine,
+    relay,
+    targets,
+    time_travel,
+)
 from benchmarks.report import Report
 from benchmarks.workload import Shape
 from benchmarks.workspace import Workspace
 
 DEFAULT_PARTS: Final = ("relay", "applier", "e2e", "latency", "decode")
-PARTS: Final = (*DEFAULT_PARTS, "copy", "resync", "large", "isolation", "fleet")
+PARTS: Final = (*DEFAULT_PARTS, "copy", "resync", "travel", "large", "isolation", "fleet")
 _WITHOUT_SERVER: Final = {"decode", "fleet"}
 _PLACES: Final = ("dir", "results", "profile")
 """Options that name places of one machine: they are not kept."""
@@ -113,6 +125,8 @@ def _on_a_server(options: argparse.Namespace, shape: Shape, report: Report) -> N
             first_copy.run(workspace, report, options.rows, options.runs, logs)
         if "resync" in options.parts:
             latency.beside_a_resync(workspace, report, options.rate, options.seconds, logs, options.appliers)
+        if "travel" in options.parts:
+            time_travel.run(workspace, report, logs)
         if "large" in options.parts:
             large_transaction.run(workspace, report, options.large_rows, logs)
 

@@ -25,7 +25,7 @@ from appliers.state import Tables
 from appliers.window import Copied
 from cdc.facts import TableFacts
 from fanout.envelope import FIRST_COPY_CHUNK, Dropped, Position, Schema
-from fanout.heads import head
+from fanout.heads import Head, head
 from fanout.log.interface import Record
 
 VERSION: Final = 1
@@ -112,16 +112,30 @@ class Gathered:
 
     def add(self, records: Iterable[Record]) -> None:
         """Records of the partition. Raises EnvelopeUnknown."""
+        last: dict[bytes, Record] = {}
+        groups = self._groups
         for record in records:
-            said = head(record.value)
-            self._next = record.offset + 1
-            if said.is_progress:
-                continue
-            self._last = max(self._last, said.position)
-            self._time_us = max(self._time_us, said.time_us)
-            everybodys = SHARED_NAME if said.is_rows else EVERYBODY
-            name = record.key.decode() if record.key is not None else everybodys
-            self._groups.setdefault(name, []).append(Entry(record.offset, record.time_ms, record.value))
+            _, offset, key, value, time_ms = record
+            self._next = offset + 1
+            if key is not None:
+                last[key] = record
+                name = key.decode()
+            else:
+                said = head(value)
+                if said.is_progress:
+                    continue
+                self._note(said)
+                name = SHARED_NAME if said.is_rows else EVERYBODY
+            group = groups.get(name)
+            if group is None:
+                group = groups[name] = []
+            group.append(Entry(offset, time_ms, value))
+        for record in last.values():  # a tenant's records are in the order of its commits
+            self._note(head(record.value))
+
+    def _note(self, said: Head) -> None:
+        self._last = max(self._last, said.position)
+        self._time_us = max(self._time_us, said.time_us)
 
     @property
     def span(self) -> Span:
