@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import Final, NamedTuple
 
+from appliers.bounds import Scan
 from appliers.errors import HistoryUnreadable
 from appliers.history import segments
 from appliers.history.segments import EVERYBODY, HEAD_BYTES, Index, Span
@@ -22,13 +23,13 @@ from appliers.snapshots import publish
 from appliers.snapshots.keys import PartitionKeys, Taken, span_of, taken_of
 from appliers.snapshots.store import Store
 from appliers.state import Tables
-from appliers.window import Copied, Limits, Window
+from appliers.window import Copied
 from fanout.errors import LogTrimmed
+from fanout.heads import head
 from fanout.log.interface import LogReader, Record, partition_of
 
 _TAIL: Final = 16
 _FIRST_READ: Final = 64 << 10
-_MOST_RECORDS: Final = 10_000
 _MOST_BYTES: Final = 8 << 20
 
 
@@ -42,10 +43,11 @@ class Base(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """Records in the order of the log. `begin`, `end`: how far the partition was before and behind them. `tables`: what was
-    known of them before; None: what the slice before says."""
+    """Records in the order of the log, all below the offset `next`. `begin`, `end`: how far the partition was before and
+    behind them. `tables`: what was known of them before; None: what the slice before says."""
 
     records: list[Record]
+    next: int
     begin: Copied
     end: Copied
     tables: Tables | None = None
@@ -119,12 +121,14 @@ class Past:
 
     @property
     def is_whole(self) -> bool:
-        """Whether what is covered goes back to the first record that there was."""
-        return bool(self.segments) and self.index(0).begin.generation == 0
+        """Whether what is covered goes back to the first record that there was, or the log does before any segment, which
+        then says whether a first copy begins there."""
+        return bool(self.segments) and (self.log_first < self.segments[0][0].first or self.index(0).begin.generation == 0)
 
     def usable_bases(self) -> list[Base]:
         """Snapshots from which on everything is covered, by position. What tables there were is in segments alone."""
-        return [base for base in self.bases if base.taken.offset >= self.begin] if self.segments else []
+        first = self.segments[0][0].first if self.segments else self.end + 1
+        return [base for base in self.bases if base.taken.offset >= first]
 
     def own_bytes(self) -> int:
         """Of the tenant's records in segments."""
@@ -140,17 +144,17 @@ class Past:
     def slices(self, offset: int) -> Iterator[Slice]:
         """All records from this offset on, or from the beginning of what is covered; and where there are segments, some that
         come before: the first slice says what tables there were."""
-        at, copied = offset, Copied()
-        last = len(self.segments) - 1
-        begun = False
-        for number, (span, _, _) in enumerate(self.segments):
-            if span.next <= offset and number < last:
-                continue
-            if begun and span.first > at:
-                yield from self._from_log(at, span.first, copied)
+        starts = [number for number, (span, _, _) in enumerate(self.segments) if span.first <= offset]
+        at, copied, begun = offset, Copied(), False
+        for number in range(starts[-1] if starts else 0, len(self.segments)):
+            span = self.segments[number][0]
+            if span.first > at and (begun or self.log_first < span.first):
+                yield from self._from_log(at if begun else max(at, self.log_first), span.first, copied)
+                begun = True
             index = self.index(number)
             tables = None if begun else index.tables.tables
-            yield Slice(self._records(number, at if begun else 0), index.begin.copied, index.end.copied, tables)
+            records = self._records(number, at if begun else 0)
+            yield Slice(records, span.next, index.begin.copied, index.end.copied, tables)
             at, copied, begun = span.next, index.end.copied, True
         if at < self.end:
             yield from self._from_log(at if begun else max(at, self.log_first), self.end, copied)
@@ -193,13 +197,27 @@ class Past:
     def _from_log(self, start: int, end: int, copied: Copied) -> Iterator[Slice]:
         if start < self.log_first:
             raise LogTrimmed("The log does not go back so far", partition=self.partition, first=self.log_first)
-        of = self.partition
-        limits = Limits(starts={of: start}, ends={of: end}, key=self.key, shared=False, base={of: copied})
-        window = Window(self._reader, limits)
-        before = copied
-        while not window.done:
-            records = list(window.fetch(_MOST_RECORDS, _MOST_BYTES, None))
-            now = window.copied[self.partition]
-            after = Copied(now.generation, now.ready, now.lsn)
-            yield Slice(records, before, after)
-            before = after
+        before, generation, ready, lsn = copied, copied.generation, copied.ready, copied.lsn
+        records: list[Record] = []
+        size = 0
+        for record in Scan(self._reader, {self.partition: start}, {self.partition: end}):
+            if record.key is None:
+                said = head(record.value)
+                if said.is_progress:
+                    lsn = max(lsn, said.position.commit_lsn) if said.position.generation == generation else lsn
+                    continue
+                if said.is_rows:
+                    continue  # of shared tables
+                if said.begins_copy and said.position.generation > generation:
+                    generation, ready, lsn = said.position.generation, False, 0
+                elif said.ends_copy and said.position.generation == generation:
+                    ready = True
+            elif record.key != self.key:
+                continue
+            records.append(record)
+            size += len(record.value)
+            if size > _MOST_BYTES:
+                after = Copied(generation, ready)  # what committed since the last Progress record may be before it
+                yield Slice(records, record.offset + 1, before, after)
+                before, records, size = after, [], 0
+        yield Slice(records, end, before, Copied(generation, ready, lsn))

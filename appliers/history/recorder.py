@@ -17,10 +17,10 @@ from typing import Final
 
 import structlog
 
-from appliers.errors import StoreMisconfigured, StoreUnavailable
+from appliers.errors import HistoryUnreadable, StoreMisconfigured, StoreUnavailable
 from appliers.history import segments
 from appliers.history.segments import Gathered, Known, State
-from appliers.snapshots.keys import PartitionKeys
+from appliers.snapshots.keys import PartitionKeys, span_of
 from appliers.snapshots.store import Store
 from appliers.spool import Spool
 from appliers.state import PartitionState, Tables
@@ -85,6 +85,8 @@ class Recorder:
         self._age_s = age_s
         self._first_s = first_s
         self._partitions: dict[int, _Recorded] = {}
+        self._tables_at: dict[int, tuple[int, Known]] = {}
+        """The thread's: partition -> an offset, and what was known of the tables before it."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="history")
 
     def take(self, state: PartitionState) -> None:
@@ -192,7 +194,7 @@ class Recorder:
         running, recorded.running = recorded.running, None
         try:
             running.result()
-        except (StoreUnavailable, StoreMisconfigured) as error:
+        except (StoreUnavailable, StoreMisconfigured, HistoryUnreadable) as error:
             log.warning("no history now", partition=partition, reason=str(error), hint=error.hint)
             recorded.retry_at = now + self._first_s
             return False
@@ -201,17 +203,35 @@ class Recorder:
         recorded.storing = None
         return True
 
+    # --- the thread ---
+
     def _put(self, partition: int, segment: _Segment) -> None:
-        """In the recorder's thread. Raises what the store raises, StorageUnavailable."""
+        """Raises what the store raises, HistoryUnreadable among it, StorageUnavailable."""
         gathered = Gathered(segment.first)
         segment.spool.rewind()
         while records := segment.spool.take():
             gathered.add(records)
         keys = self._keys(partition)
-        content = gathered.encoded(keys.log, partition, segment.begin, segment.end, segment.tables)
+        at, tables = self._tables_at.get(partition, (-1, segments.NOTHING))
+        if at != segment.first:
+            tables = self._known(keys, segment)
+        content = gathered.encoded(keys.log, partition, segment.begin, segment.end, tables)
         self._store.put(keys.segment(gathered.span), content)
         self._store.settle()
+        self._tables_at[partition] = gathered.span.next, tables.behind(gathered.everybody)
         failpoints.hit("history.stored")
+
+    def _known(self, keys: PartitionKeys, segment: _Segment) -> Known:
+        """What was known of the tables before its first record, by the segment that it goes on from."""
+        if segment.begin.generation == 0:
+            return segments.NOTHING
+        found = [(span, s.key) for s in self._store.list(keys.history) if (span := span_of(s.key)) is not None]
+        before = [(span, key) for span, key in found if span.first <= segment.first <= span.next]
+        content = self._store.get(max(before)[1]) if before else None
+        if content is None:
+            return segment.tables  # other partitions may have told more by then; only where history begins
+        index, everybody = segments.everybody_of(content)
+        return index.tables.behind(entry for entry in everybody if entry.offset < segment.first)
 
 
 def _state(state: PartitionState) -> State:

@@ -19,11 +19,13 @@ from typing import Final, NamedTuple
 import msgspec
 import zstandard
 
+from appliers.catalog import place_of
 from appliers.errors import HistoryUnreadable
 from appliers.place import SHARED_NAME
 from appliers.state import Tables
 from appliers.window import Copied
 from cdc.facts import TableFacts
+from fanout import envelope
 from fanout.envelope import FIRST_COPY_CHUNK, Dropped, Position, Schema
 from fanout.heads import Head, head
 from fanout.log.interface import Record
@@ -56,6 +58,27 @@ class Known(msgspec.Struct, array_like=True, frozen=True):
     def tables(self) -> Tables:
         """As the appliers' state has it."""
         return Tables(self.schemas, self.dropped, self.facts)
+
+    def behind(self, entries: Iterable[Entry]) -> Known:
+        """What is known behind these records for everybody."""
+        schemas = {schema.digest: schema for schema in self.schemas}
+        dropped, facts = list(self.dropped), self.facts
+        for entry in entries:
+            if not head(entry.value).is_tables:
+                continue
+            body = envelope.decode(entry.value)
+            match body:
+                case Schema(digest=digest):
+                    if digest not in schemas or place_of(schemas[digest]) <= place_of(body):
+                        schemas[digest] = body
+                case Dropped():
+                    dropped.append(body)
+                case envelope.Catalog(generation, commit_lsn, tables):
+                    if facts is None or (generation, commit_lsn) > facts[:2]:
+                        facts = (generation, commit_lsn, tables)
+                case _:
+                    pass
+        return Known(list(schemas.values()), dropped, facts)
 
 
 class State(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -138,6 +161,11 @@ class Gathered:
         self._time_us = max(self._time_us, said.time_us)
 
     @property
+    def everybody(self) -> list[Entry]:
+        """The records for everybody."""
+        return self._groups.get(EVERYBODY, [])
+
+    @property
     def span(self) -> Span:
         """What the key says."""
         return Span(self._first, self._next, self._last, self._time_us // 1000)
@@ -195,6 +223,16 @@ def _unpacked(packed: bytes) -> bytes:
     return zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
 
 
+def everybody_of(content: bytes) -> tuple[Index, list[Entry]]:
+    """A segment's index, and the records for everybody. Raises HistoryUnreadable."""
+    behind = HEAD_BYTES + index_length(content)
+    index = decode_index(content[HEAD_BYTES:behind])
+    block = index.blocks.get(EVERYBODY)
+    if block is None:
+        return index, []
+    return index, decode_block(content[behind + block.start : behind + block.start + block.length])
+
+
 def without(content: bytes, tenant: str) -> bytes | None:
     """A segment's content without a tenant's records; None: it has none. Raises HistoryUnreadable."""
     length = index_length(content)
@@ -211,6 +249,9 @@ def without(content: bytes, tenant: str) -> bytes | None:
             blocks[name] = Block(start, block.length, block.records)
             start += block.length
     return _assemble(msgspec.structs.replace(index, blocks=blocks), parts)
+
+
+NOTHING: Final = Known([], [], None)
 
 
 def known(tables: Tables) -> Known:

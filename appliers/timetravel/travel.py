@@ -26,15 +26,18 @@ from appliers import versions
 from appliers.catalog import Catalog
 from appliers.errors import PointNotReached, PointTooEarly, ReplicaCorrupt, TenantUnknown, TimeInvalid
 from appliers.history.reading import Base, Past, Slice
+from appliers.making import Attempt, Making
 from appliers.reader import position_in
 from appliers.replay import Given, TenantReplay
 from appliers.replica import storage_error
+from appliers.resync import PREFIX as RESYNC
 from appliers.snapshots.copying import unpack
 from appliers.snapshots.store import Store
 from appliers.state import note_tables
 from appliers.types import As
 from appliers.window import Copied
-from fanout.envelope import Position
+from fanout import envelope
+from fanout.envelope import Position, Resync
 from fanout.errors import LogTrimmed
 from fanout.heads import Head, head
 from fanout.log.interface import Record
@@ -270,11 +273,13 @@ class _Steps:
         self._base = base
         self._point = point
         self._one_by_one = one_by_one
+        self._making: Making | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
+        self._abandon()
         if self.replay is not None:
             self.replay.close()
         if isinstance(error, LogTrimmed):
@@ -291,17 +296,12 @@ class _Steps:
                 self.cut = Cut(self._point, begun)
             records = self.cut.take(some)
             copied = self.cut.copied
+            if self._base is not None and some.next < self._base.taken.offset and not self.cut.done:
+                copied = Copied(copied.generation, copied.ready)  # the replica's tables may be further than those here
             for part in self._parts(records):
                 # how far the partition is goes for the last of them
-                at = copied if part and part[-1] is records[-1] else Copied(copied.generation, copied.ready)
-                given = Given(part, {past.partition: copied if not records else at})
-                if self.replay is None:
-                    self.replay = TenantReplay(given, self._path, past.tenant, self._catalog, base=begun)
-                else:
-                    self.replay.go_on(given)
-                while self.replay.step():
-                    pass
-                yield self.replay
+                at = copied if not part or part[-1] is records[-1] else Copied(copied.generation, copied.ready)
+                yield self._apply(part, at, begun)
             if self.cut.done:
                 return
 
@@ -310,6 +310,69 @@ class _Steps:
             yield from ([record] for record in records)
         else:
             yield records
+
+    def _apply(self, records: list[Record], copied: Copied, begun: Copied) -> TenantReplay:
+        others: list[Record] = []
+        for record in records:
+            if record.value.startswith(RESYNC):
+                self._replay(others, Copied(copied.generation, copied.ready), begun)
+                others = []
+                self._remake(record)
+            else:
+                others.append(record)
+                if self._making is not None:
+                    self._making.see(record)
+        replay = self._replay(others, copied, begun)
+        return self._remade(copied) or replay
+
+    def _replay(self, records: list[Record], copied: Copied, begun: Copied) -> TenantReplay:
+        given = Given(records, {self._past.partition: copied})
+        if self.replay is None:
+            self.replay = TenantReplay(given, self._path, self._past.tenant, self._catalog, base=begun)
+        else:
+            self.replay.go_on(given)
+        while self.replay.step():
+            pass
+        return self.replay
+
+    # --- a resync: after a lost slot it alone brings what was never in the stream ---
+
+    def _remake(self, record: Record) -> None:
+        body = envelope.decode(record.value)
+        assert isinstance(body, Resync)
+        attempt = Attempt(body.generation, body.relay, body.attempt)
+        if body.number == 0:
+            self._abandon()
+            file = versions.new_version(self._path)
+            self._making = Making(self._past.tenant, attempt, record, file, self._path.parent)
+            self._making.begin(self._catalog)
+        elif self._making is not None and (self._making.attempt, self._making.next) == (attempt, body.number):
+            self._making.put(body, record)
+
+    def _remade(self, copied: Copied) -> TenantReplay | None:
+        """Go on in the new file, once it has all that the old one has."""
+        making = self._making
+        if making is None or not making.whole:
+            return None
+        while making.waits:
+            making.work(copied)
+        if not making.rest(copied):
+            return None
+        assert self.replay is not None
+        making.finish()
+        self.replay.close()
+        self._making = None
+        versions.remove_file(self._path)
+        making.file.rename(self._path)
+        given = Given([], {self._past.partition: copied})
+        self.replay = TenantReplay(given, self._path, self._past.tenant, self._catalog)
+        return self.replay
+
+    def _abandon(self) -> None:
+        if self._making is not None:
+            self._making.close()
+            versions.remove_file(self._making.file)
+            self._making = None
 
     def _begun(self, some: Slice) -> Copied:
         at = position_in(self._path, self._past.tenant)

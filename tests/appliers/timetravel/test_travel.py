@@ -58,6 +58,25 @@ def test_without_a_store_the_log_is_enough(past: Kept, tmp_path: Path) -> None:
     assert_replicas_hold(tmp_path, PARTITIONS, moment.held, only={"b"})
 
 
+def test_what_segments_lack_is_read_from_the_log(past: Kept, tmp_path: Path) -> None:
+    """Segments that are lost, at the beginning, in the midst and at the end, cost time and nothing else."""
+    with open_reader(past.history.log) as reader:
+        found = Past(reader, past.store, "a")
+        keys = [key for _, key, _ in found.segments]
+    for number, lost in enumerate([keys[:1], keys[1:-1] or keys[-1:], keys[-1:], keys]):
+        kept = {key: content for key in lost if (content := past.store.get(key)) is not None}
+        past.store.delete(list(kept))
+        try:
+            for moment in past.history.moments[3:-1:3]:
+                root = tmp_path / f"{number}-{moment.lsn}"
+                with past.travel("a") as travel:
+                    travel.build(Position(1, moment.lsn, 0), replica_path(root, "a", PARTITIONS))
+                assert_replicas_hold(root, PARTITIONS, moment.held, only={"a"})
+        finally:
+            for key, content in kept.items():
+                past.store.put(key, content)
+
+
 def test_places_that_are_not_there(past: Kept, tmp_path: Path) -> None:
     """As D1 words them: the future, and too long ago; before the first copy; behind what the log has."""
     moments = past.history.moments
