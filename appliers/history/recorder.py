@@ -53,6 +53,8 @@ class _Recorded:
         self.storing: _Segment | None = None
         self.running: Future[None] | None = None
         self.retry_at = 0.0
+        self.erased: dict[str, int] = {}
+        """Tenants of which nothing below an offset is to be stored."""
 
     def close(self) -> None:
         """Nobody stores them."""
@@ -131,6 +133,25 @@ class Recorder:
         dues = [r.filling.due for r in self._partitions.values() if r.running is None and r.filling.bytes]
         return max(0.0, min(dues) - now) if dues else None
 
+    def erase(self, partition: int, tenant: str, offset: int) -> None:
+        """Nothing of a tenant below an offset, up to which all was read, is stored any more; what waits goes soon."""
+        recorded = self._partitions.get(partition)
+        if recorded is not None:
+            recorded.erased[tenant] = offset
+            recorded.filling.due = 0.0
+
+    def forgot(self, partition: int, tenant: str) -> bool:
+        """Whether nothing of what was erased waits any more, on disk or to be stored."""
+        recorded = self._partitions.get(partition)
+        offset = recorded.erased.get(tenant) if recorded is not None else None
+        if recorded is None or offset is None:
+            return True
+        waiting = [segment for segment in (recorded.filling, recorded.storing) if segment is not None and segment.bytes]
+        if any(segment.first < offset for segment in waiting):
+            return False
+        del recorded.erased[tenant]
+        return True
+
     def give(self, partitions: Iterable[int], deadline: float) -> None:
         """These are about to go: store what there is, by the deadline (time.monotonic) or not at all."""
         running: list[Future[None]] = []
@@ -139,7 +160,8 @@ class Recorder:
             if recorded is None:
                 continue
             waiting = (recorded.storing if recorded.running is None else None, recorded.filling)
-            running += [self._thread.submit(self._put, partition, one) for one in waiting if one is not None and one.bytes]
+            some = [one for one in waiting if one is not None and one.bytes]
+            running += [self._thread.submit(self._put, partition, one, dict(recorded.erased)) for one in some]
             if recorded.running is not None:
                 running.append(recorded.running)
         wait_for(running, max(0.0, deadline - time.monotonic()))
@@ -186,7 +208,7 @@ class Recorder:
 
     def _start(self, partition: int, recorded: _Recorded) -> None:
         assert recorded.storing is not None
-        recorded.running = self._thread.submit(self._put, partition, recorded.storing)
+        recorded.running = self._thread.submit(self._put, partition, recorded.storing, dict(recorded.erased))
         recorded.running.add_done_callback(lambda _: self._wake())
 
     def _stored(self, partition: int, recorded: _Recorded, now: float) -> bool:
@@ -205,9 +227,9 @@ class Recorder:
 
     # --- the thread ---
 
-    def _put(self, partition: int, segment: _Segment) -> None:
+    def _put(self, partition: int, segment: _Segment, erased: Mapping[str, int]) -> None:
         """Raises what the store raises, HistoryUnreadable among it, StorageUnavailable."""
-        gathered = Gathered(segment.first)
+        gathered = Gathered(segment.first, erased)
         segment.spool.rewind()
         while records := segment.spool.take():
             gathered.add(records)

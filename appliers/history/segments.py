@@ -127,8 +127,10 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class Gathered:
     """Records of a segment to be, in the order of the log."""
 
-    def __init__(self, first: int) -> None:
+    def __init__(self, first: int, erased: Mapping[str, int] | None = None) -> None:
+        """`erased`: tenants of which nothing below an offset is kept."""
         self._first = self._next = first
+        self._erased = erased or {}
         self._groups: dict[str, list[Entry]] = {}
         self._last = Position(0, 0, FIRST_COPY_CHUNK)
         self._time_us = 0
@@ -143,6 +145,8 @@ class Gathered:
             if key is not None:
                 last[key] = record
                 name = key.decode()
+                if self._erased and offset < self._erased.get(name, 0):
+                    continue
             else:
                 said = head(value)
                 if said.is_progress:

@@ -65,6 +65,7 @@ class _Owned:
         self.manifest = manifest
         self.dirty = DirtyTenants()
         self.emptied: set[str] = set()
+        self.removed: dict[str, int] = {}
         self.history: deque[PartitionState] = deque()
         self.running: Future[Outcome] | None = None
         self.due = due
@@ -249,6 +250,7 @@ class SnapshotHandover(Handover):
         owned = self._owned.get(state.partition)
         if owned is not None:
             owned.emptied.add(name)
+            self._recorder.erase(state.partition, name, state.offset)
             owned.dirty.note(name, state.offset, 0, 0, time.monotonic())  # also one that was copied with what was deleted
         return False
 
@@ -377,8 +379,12 @@ class SnapshotHandover(Handover):
         for name, error in outcome.damaged.items():
             self._applier.stop(name, error)
         for name, removed in outcome.erased.items():
-            owned.emptied.discard(name)
-            self._applier.erased(name, removed)
+            owned.removed[name] = owned.removed.get(name, 0) + removed
+            if self._recorder.forgot(partition, name):
+                owned.emptied.discard(name)
+                self._applier.erased(name, owned.removed.pop(name))
+            else:  # once more, when what waits for history is gone
+                owned.dirty.note(name, owned.history[-1].offset, 0, 0, time.monotonic())
 
 
 def _encoded(snapshots: Mapping[str, SnapshotRef]) -> dict[str, bytes]:

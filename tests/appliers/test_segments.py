@@ -156,3 +156,19 @@ def test_a_store_that_fails_is_asked_again(recorder: Recorder, tmp_path: Path) -
     place.unlink()
     wait_until(recorder.step, "it is stored", deadline_s=10)
     assert spans(tmp_path) == [(3, 6)]
+
+
+def test_an_erased_tenant_is_not_stored(recorder: Recorder, tmp_path: Path) -> None:
+    """Of what waits nothing of it below the offset, and what comes later is kept; that it is gone is said when it is."""
+    state = PartitionState(7, 3, 1, True, 9)
+    recorder.take(state)
+    recorder.read({7: RECORDS[:3]}, {7: state})
+    recorder.erase(7, "a", 6)
+    assert not recorder.forgot(7, "a")
+    wait_until(recorder.step, "it is stored", deadline_s=10)
+    assert recorder.forgot(7, "a")
+    recorder.read({7: RECORDS[3:]}, {7: state})
+    recorder.give([7], time.monotonic() + 10)
+    store = open_store(str(tmp_path / "store"))
+    found = [read(content)[1] for stored in store.list(KEYS.history) if (content := store.get(stored.key)) is not None]
+    assert found == [{"b": [5], EVERYBODY: [4]}, {"a": [8], SHARED_NAME: [7]}]

@@ -11,10 +11,13 @@ from typing import Final, NamedTuple
 import pytest
 
 from appliers.errors import NothingToUndo
+from appliers.history.reading import Past
 from appliers.place import CLONES, replica_path
 from appliers.reader import Directory
+from appliers.snapshots.store import open_store
 from appliers.timetravel import pins
-from fanout.log import LogConfig
+from fanout.heads import head
+from fanout.log import LogConfig, open_reader
 from headrace import time_travel
 from headrace.config import Config, load
 from headrace.time_travel import Wanted
@@ -267,3 +270,21 @@ def test_a_resync_after_a_lost_slot_is_part_of_the_past(
         bank.assert_served(WHO, number)
     for stage in bank.stages:
         stage.stop()
+
+
+def test_an_erased_tenant_has_no_past(bank: Bank) -> None:
+    """Its pins, snapshots and records in history go with what is left of it; others keep theirs."""
+    bank.live_through(8)
+    operator = Operator(bank.pipeline.directory)
+    operator.ask("time-travel", "restore", WHO, "--lsn", bank.moments[2].lsn)
+    for table in ("accounts", "ledger", "statics", "events"):
+        bank.pipeline.conn.execute(f"delete from {table} where tenant = %s".encode(), [WHO])
+    bank.pipeline.wait_applied(*bank.stages)
+    assert "no row is left" in operator.json("tenant", "delete", WHO)["proof"]["detail"]
+    assert operator.json("time-travel", "info", WHO)["served"] is None
+    found = operator.json("time-travel", "history", FOUNDERS[2], "statics", "n=3")
+    assert len(found) == 1
+    with open_reader(bank.pipeline.log) as reader:
+        past = Past(reader, open_store(bank.config.snapshots.url), WHO)
+        own = [r for some in past.slices(past.begin) for r in some.records if r.key and r.offset < past.recorded]
+    assert not any(head(record.value).is_rows for record in own)
