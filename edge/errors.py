@@ -61,3 +61,7 @@ class UsageUnreadable(EdgeError):
     """The file of what was counted cannot be read."""
 
     default_hint = "`headrace edge` makes it in `edge.usage` once it has answered a query."
+
+
+class TokenRefused(TokenError):
+    """A token cannot be made as asked."""

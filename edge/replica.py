@@ -20,7 +20,7 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import apsw
 
@@ -46,9 +46,19 @@ _BEGIN: Final = f"{_OURS} begin"
 _END: Final = f"{_OURS} rollback"
 
 
+class Guarding(Protocol):
+    """What a connection is put under before a stranger's statement runs on it (`edge.guard`)."""
+
+    ours: bool
+    """Set while statements of ours are compiled."""
+
+    def prepare(self, connection: apsw.Connection) -> None:
+        """Called with each connection that is opened. Raises apsw.Error."""
+
+
 class Fleet:
     """A directory of replicas. A context manager, which closes it. Not safe for use from several threads, but for `path`,
-    `partition`, `open` and `reached`."""
+    `partition`, `reached` and `missing`."""
 
     def __init__(self, root: Path, locate: Callable[[str], Path | None] | None = None) -> None:
         """`locate`: the file that is served of a tenant where it is not its own replica (time travel); None: its own.
@@ -80,10 +90,6 @@ class Fleet:
         """The file that tells it, to be watched."""
         return self._progress.path
 
-    def open(self, tenant: str) -> Replica:
-        """Raises TenantUnknown, NotReady, ReplicaForeign, ReplicaCorrupt, StorageUnavailable."""
-        return Replica(self, tenant)
-
     def missing(self, tenant: str) -> Exception:
         """Why there is no file: NotReady in a first copy, TenantUnknown otherwise."""
         with Directory(self.root) as directory:  # a connection of this moment, and of this thread
@@ -108,11 +114,11 @@ class Fleet:
 class Replica:
     """One tenant's. For one thread at a time."""
 
-    def __init__(self, fleet: Fleet, tenant: str) -> None:
+    def __init__(self, fleet: Fleet, tenant: str, guard: Guarding | None = None) -> None:
+        """Raises TenantUnknown, NotReady, ReplicaForeign, ReplicaCorrupt, StorageUnavailable."""
         self.fleet = fleet
         self.tenant = tenant
-        self.prepare: Callable[[apsw.Connection], None] | None = None
-        """Called with each connection that is opened, before anybody's statement runs on it."""
+        self._guard = guard
         self.position = TenantPosition(Position(0, 0, 0), 0, 0, False)
         """As of the last `begin`."""
         self._connection: apsw.Connection | None = None
@@ -131,7 +137,7 @@ class Replica:
             if self._connection is None:
                 self._open()
             try:
-                self._begin()
+                self._ours(self._begin)
             except apsw.Error as error:
                 self.close()
                 raise storage_error(error, self.path) from error
@@ -154,7 +160,17 @@ class Replica:
     def end(self) -> None:
         """Let what was read go."""
         if self._connection is not None and self._connection.in_transaction:
-            self._connection.execute(_END)
+            self._ours(lambda: self.connection.execute(_END))
+
+    def _ours(self, run: Callable[[], object]) -> None:
+        if self._guard is None:
+            run()
+            return
+        self._guard.ours = True
+        try:
+            run()
+        finally:
+            self._guard.ours = False
 
     @property
     def place(self) -> Place:
@@ -203,8 +219,8 @@ class Replica:
         connection = reader.connection
         try:
             self._attach(connection)
-            if self.prepare is not None:
-                self.prepare(connection)
+            if self._guard is not None:
+                self._guard.prepare(connection)
         except BaseException as error:
             connection.close()
             raise storage_error(error, self.path) if isinstance(error, apsw.Error) else error from error

@@ -1,0 +1,86 @@
+"""A thread that ends queries which take too long: the timer is outside what it watches.
+
+A query that runs has let go of Python's lock, so this thread runs beside it, whatever the query does, and interrupts its
+connection (https://www.sqlite.org/c3ref/interrupt.html) at its deadline.
+
+While queries come it looks every few milliseconds, since to be woken by each would cost them more than it costs here; when
+none has come for a second it sleeps until the earliest deadline there is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import apsw
+
+_TICK_S: Final = 0.004
+_BUSY_S: Final = 1.0
+_AGAIN_S: Final = 0.05
+
+
+class Watch:
+    """One query that is watched. `over`: it was interrupted."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self.connection: apsw.Connection | None = connection
+        self.over = False
+
+
+class Watchdog:
+    """One thread for a process."""
+
+    def __init__(self) -> None:
+        self._due: list[tuple[float, int, Watch]] = []
+        self._number = itertools.count()
+        self._changed = threading.Condition()
+        self._newest = 0.0
+        self._asleep = False
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="watchdog", daemon=True)
+        self._thread.start()
+
+    @contextlib.contextmanager
+    def watching(self, connection: apsw.Connection, deadline: float) -> Iterator[Watch]:
+        """Interrupt what runs on the connection at `deadline` (time.monotonic), unless it has ended before."""
+        watch = Watch(connection)
+        with self._changed:
+            heapq.heappush(self._due, (deadline, next(self._number), watch))
+            self._newest = time.monotonic()
+            if self._asleep:
+                self._changed.notify()
+        try:
+            yield watch
+        finally:
+            with self._changed:  # behind this nothing is interrupted that is somebody else's by then
+                watch.connection = None
+
+    def _work(self) -> None:
+        with self._changed:
+            while not self._closed:
+                now = time.monotonic()
+                while self._due and (self._due[0][2].connection is None or self._due[0][0] <= now):
+                    watch = heapq.heappop(self._due)[2]
+                    if watch.connection is not None:
+                        watch.over = True
+                        watch.connection.interrupt()
+                        # a statement that begins a moment later is not reached by this one
+                        heapq.heappush(self._due, (now + _AGAIN_S, next(self._number), watch))
+                if now - self._newest < _BUSY_S:
+                    self._changed.wait(_TICK_S)
+                    continue
+                self._asleep = True
+                self._changed.wait(self._due[0][0] - now if self._due else None)
+                self._asleep = False
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
