@@ -101,4 +101,6 @@ def _decoded(decoder: msgspec.json.Decoder[Any], content: bytes) -> Any:
 def _statement(one: _One, name: str = "") -> Statement:
     if not isinstance(one.sql, str):
         raise invalid(f"{name}sql", "Required")
+    if "\0" in one.sql:  # where SQLite would take the text to end
+        raise invalid(f"{name}sql", "Expected text without NUL")
     return Statement(one.sql, bind(one.params or (), f"{name}params"))

@@ -90,6 +90,13 @@ class TokenFile:
     def access(self, bearer: str) -> Access | None:
         """What this bearer may do; None: nobody we know. Raises TokenFileUnreadable."""
         self._look()
+        access = self._known(bearer)
+        if access is None:  # it may have been made just now
+            self._look(now=True)
+            access = self._known(bearer)
+        return access
+
+    def _known(self, bearer: str) -> Access | None:
         if bearer.startswith(_SIGNED):
             return self._signed(bearer.removeprefix(_SIGNED))
         id_, _, secret = bearer.removeprefix(_PLAIN).partition("_")
@@ -109,11 +116,11 @@ class TokenFile:
             return None
         return Access(f"signed by {said.by}", "read", frozenset(said.tenants)) if said.expires > time.time() else None
 
-    def _look(self) -> None:
-        now = time.monotonic()
-        if self._seen is not None and now - self._looked < _LOOK_S:
+    def _look(self, *, now: bool = False) -> None:
+        moment = time.monotonic()
+        if not now and self._seen is not None and moment - self._looked < _LOOK_S:
             return
-        self._looked = now
+        self._looked = moment
         try:
             found = self._path.stat()
         except FileNotFoundError:
