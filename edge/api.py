@@ -43,6 +43,7 @@ from edge.seams import Seams
 from edge.settings import EdgeOptions
 from edge.statements import Statement
 from edge.tokens import EVERYTHING, Access, TokenFile
+from edge.usage import Usage
 
 log = structlog.get_logger("edge")
 
@@ -106,11 +107,13 @@ class Api:
         self.fleet = Fleet(self._root)
         self.pool = Pool(self.fleet, self._config)
         self._names = Names(self.fleet)
+        self._usage = Usage(self._config.usage)
         self._exports = Exports(self.fleet, Path(self._config.exports))
         try:
             yield
         finally:
             self.pool.close()
+            self._usage.close()
             self._exports.close()
             self._audit.close()
             self.fleet.close()
@@ -188,7 +191,9 @@ class Api:
         render = self._render(form)
 
         def finish(answer: Answer) -> tuple[bytes, str]:
-            return rendering.ok(render(answer)), answer.bookmark
+            content = rendering.ok(render(answer))
+            self._usage.note(tenant, statements, answer.results, len(content), answer.bytes)
+            return content, answer.bookmark
 
         content, bookmark = await self.pool.run(tenant, statements, _wanted(request), finish)
         return Response(content, 200, {BOOKMARK: bookmark}, _JSON)
@@ -208,7 +213,9 @@ class Api:
                 if wanted == "NONE":
                     for one in rendered:
                         one["results"] = []
-                return msgspec.json.encode(rendered if many else rendered[-1]), answer.bookmark
+                content = msgspec.json.encode(rendered if many else rendered[-1])
+                self._usage.note(tenant, statements, answer.results, len(content), answer.bytes)
+                return content, answer.bookmark
 
             content, bookmark = await self.pool.run(tenant, statements, _wanted(request), finish)
         except D1Error as error:

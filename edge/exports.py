@@ -82,9 +82,7 @@ class Exports:
             return Export(bookmark, "active", name)
         if self.path(name) is not None:  # it was finished between the two looks
             return Export(bookmark, "complete", name)
-        return Export(
-            bookmark, "error", name, "The export has ended, or none was begun with this bookmark. Begin a new one."
-        )
+        return Export(bookmark, "error", name, "The export has ended, or was not begun: begin a new one.")
 
     def _begin(self, tenant: str, options: DumpOptions) -> str:
         """Take the snapshot, and have it written; answers its bookmark."""

@@ -490,6 +490,30 @@ def token_revoke(
         output.out.print(f"Token {done.id} is revoked")
 
 
+@app.command()
+def usage(
+    since: Annotated[str, typer.Option(metavar="AGE", help="How far back: 90s, 15m, 12h, 30d.")] = "24h",
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant.")] = None,
+    by_hour: Annotated[bool, typer.Option("--by-hour", help="A line for each hour of a tenant.")] = False,
+    top: Annotated[int, typer.Option(min=0, help="How many statements to show, those that took most time first.")] = 10,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what tenants asked over HTTP, what it read, and what that would cost at D1's prices."""
+    from headrace.places import parse_age_s
+    from headrace.usage_command import report, show_report
+
+    try:
+        since_s = parse_age_s(since)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--since") from None
+    done = report(load(config), since_s, tenant=tenant, by_hour=by_hour, top=top)
+    if as_json:
+        output.print_json(done)
+    else:
+        show_report(done)
+
+
 tenant_app = typer.Typer(no_args_is_help=True, help="Show the tenants' replicas, and let those go on that stopped.")
 app.add_typer(tenant_app, name="tenant")
 
