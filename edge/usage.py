@@ -33,9 +33,8 @@ _MOST_TEXTS: Final = 5_000
 _LONGEST_TEXT: Final = 2_000
 OTHERS: Final = "(others)"
 _HOUR_S: Final = 3600
-_LITERAL: Final = re.compile(
-    r"x?'(?:[^']|'')*'|(?<![\w\"`\]])\d+(?:\.\d*)?(?:e[+-]?\d+)?\b|(?<![\w\"`\]])\.\d+\b", re.IGNORECASE
-)
+_NUMBER: Final = r"(?<![\w\"`\]?])(?:\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+)\b"
+_LITERAL: Final = re.compile(rf"x?'(?:[^']|'')*'|{_NUMBER}", re.IGNORECASE)
 _LIST: Final = re.compile(r"\(\s*\?(?:\s*,\s*\?)+\s*\)")
 
 _CREATE: Final = """
@@ -180,7 +179,8 @@ def read(path: Path, since_s: int, *, tenant: str | None = None, by_hour: bool =
     group, order = ("hour, tenant", "hour, 5 desc") if by_hour else ("tenant", "5 desc")
     sql = (
         f"select tenant, {'hour' if by_hour else 'null'}, sum(requests), sum(statements), sum(rows_read),"
-        " sum(rows_returned), round(sum(sql_ms), 3), sum(bytes), max(storage) from hours where hour >= ?1 and (?2 is null or tenant = ?2)"
+        " sum(rows_returned), round(sum(sql_ms), 3), sum(bytes), max(storage) from hours"
+        " where hour >= ?1 and (?2 is null or tenant = ?2)"
         f" group by {group} order by {order}"
     )
     return [

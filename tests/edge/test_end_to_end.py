@@ -18,7 +18,9 @@ from tests.conftest import Database
 from tests.edge.served import ACCOUNT, free_port
 from tests.headrace.test_supervisor import Run, ended
 
-TYPES = "id int primary key, tenant text, i bigint, n numeric, n10 numeric(38, 10), f float8, ok boolean, at timestamptz, j jsonb"
+TYPES = """
+id int primary key, tenant text, i bigint, n numeric, n10 numeric(38, 10), f float8, ok boolean, at timestamptz, j jsonb
+"""
 ROWS = """
 insert into numbers values
   (1, 'acme', 9007199254740993, 'NaN', 1.5, 'NaN', true, '2026-01-31 12:00:00.123456+00', '{"a": [1, null]}'),
