@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from functools import partial
@@ -70,4 +71,4 @@ def _require_port(host: str, port: int) -> None:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
     except OSError as error:
-        raise PortTaken(f"Cannot listen: {error.strerror}", host=host, port=port) from error
+        raise PortTaken(f"Cannot listen: {os.strerror(error.errno or 0)}", host=host, port=port) from error
