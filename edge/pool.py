@@ -4,7 +4,7 @@
     others           in a few threads of a lower priority, as many of one tenant at a time as `tenant_concurrency`
 
 A query that goes beyond the budget is begun anew in a thread: it only reads, so nothing but its own time is lost, and the
-same text goes there straight away afterwards. So no query holds up another tenant's: it waits for its own tenant's others,
+same text goes there straight away for a while. So no query holds up another tenant's: it waits for its own tenant's others,
 and is refused (429) when too many of these wait already.
 
 Open replicas are kept, the least recently used are closed. Everything here but `_long` runs in the event loop's thread.
@@ -40,6 +40,8 @@ SHORT_S: Final = 0.005
 _NICE: Final = 10
 _REMEMBERED: Final = 10_000
 _LONG_TEXT: Final = 20_000
+_LONG_FOR_S: Final = 30.0
+_SLOW_FOR_S: Final = 1.0
 
 
 class Answer(NamedTuple):
@@ -57,6 +59,8 @@ class Session:
         self.runner = Runner(config)
         self.replica = Replica(fleet, tenant, self.runner)
         self._watchdog = watchdog
+        self.used_up = False
+        """Whether the last run ended by its steps."""
 
     def run(self, statements: Sequence[Statement], deadline: float, steps: int | None = None) -> Answer:
         """Until `deadline` (time.monotonic), and for so many of SQLite's steps at most.
@@ -66,12 +70,14 @@ class Session:
         replica.note_reached()
         connection = replica.begin()
         try:
-            connection.set_progress_handler(None if steps is None else _give_up, steps or 0)
-            with self._watchdog.watching(connection, deadline) as watch:
+            self.used_up = False
+            connection.set_progress_handler(None if steps is None else self._give_up, steps or 0)
+            busy_s = None if steps is None else SHORT_S
+            with self._watchdog.watching(connection, deadline, busy_s) as watch:
                 results = self.runner.run(connection, statements)
             if watch.over:
                 raise apsw.InterruptError
-            return Answer(results, replica.bookmark, os.stat(replica.path).st_size)  # noqa: PTH116 - a third of the time
+            return Answer(results, replica.bookmark, replica.bytes)
         finally:
             replica.end()
 
@@ -79,9 +85,9 @@ class Session:
         """Let the replica go."""
         self.replica.close()
 
-
-def _give_up() -> bool:
-    return True
+    def _give_up(self) -> bool:
+        self.used_up = True
+        return True
 
 
 class _Tenant:
@@ -103,19 +109,17 @@ class Pool:
         self._open = 0
         self._watchdog = Watchdog()
         self._threads = ThreadPoolExecutor(config.threads, "edge-query", initializer=_lower_priority)
-        self._long_texts: OrderedDict[str, None] = OrderedDict()
+        self._long_texts: OrderedDict[str, float] = OrderedDict()
 
     async def run(
         self, tenant: str, statements: Sequence[Statement], bookmark: str | None, finish: Callable[[Answer], T]
     ) -> T:
         """`finish`: makes the answer's text, where the query ran. `bookmark`: wait for it first. Raises D1Error."""
-        if bookmark is None and not any(
-            statement.sql in self._long_texts or len(statement.sql) > _LONG_TEXT for statement in statements
-        ):
+        if bookmark is None and not self._is_long(statements):
             try:
                 return finish(self._short(tenant, statements))
             except apsw.InterruptError:
-                self._remember(statements)
+                pass
             except HeadraceError as error:
                 raise of_ours(error, tenant) from error
         deadline = time.monotonic() + self._config.statement_timeout_s
@@ -129,6 +133,10 @@ class Pool:
         session = self._take(tenant)
         try:
             return session.run(statements, time.monotonic() + SHORT_S, STEPS)
+        except apsw.InterruptError:
+            # by its steps it is long; by its time it may as well be the machine that was busy
+            self._remember(statements, _LONG_FOR_S if session.used_up else _SLOW_FOR_S)
+            raise
         finally:
             self._give(tenant, session)
 
@@ -210,9 +218,19 @@ class Pool:
                 return True
         return False
 
-    def _remember(self, statements: Sequence[Statement]) -> None:
+    def _is_long(self, statements: Sequence[Statement]) -> bool:
+        """Whether not to try it in the event loop: one of them was long a moment ago, or its text is."""
         for statement in statements:
-            self._long_texts[statement.sql] = None
+            until = self._long_texts.get(statement.sql)
+            if until is not None and until > time.monotonic():
+                return True
+            if len(statement.sql) > _LONG_TEXT:
+                return True
+        return False
+
+    def _remember(self, statements: Sequence[Statement], for_s: float) -> None:
+        for statement in statements:
+            self._long_texts[statement.sql] = time.monotonic() + for_s
         while len(self._long_texts) > _REMEMBERED:
             self._long_texts.popitem(last=False)
 

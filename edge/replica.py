@@ -121,6 +121,8 @@ class Replica:
         self._guard = guard
         self.position = TenantPosition(Position(0, 0, 0), 0, 0, False)
         """As of the last `begin`."""
+        self.bytes = 0
+        """The file's size, as of the last `begin`."""
         self._connection: apsw.Connection | None = None
         self._open()
 
@@ -142,13 +144,21 @@ class Replica:
                 self.close()
                 raise storage_error(error, self.path) from error
             # a file is the replica as long as the name is its own, and what is read here began before this look
-            if _number(self._path_text) == self._file and _number(self._shared_text) == self._shared:
+            if self._is_current() and _number(self._shared_text) == self._shared:
                 if not self.position.ready:
                     self.end()
                     raise NotReady("The replica's first copy is not whole", tenant=self.tenant)
                 return self.connection
             self.close()
         raise ReplicaReplaced("The replica's file was replaced again and again", path=str(self.path))
+
+    def _is_current(self) -> bool:
+        try:
+            found = os.stat(self._path_text)  # noqa: PTH116 - as _number
+        except FileNotFoundError:
+            return False
+        self.bytes = found.st_size
+        return (found.st_dev, found.st_ino) == self._file
 
     def _begin(self) -> None:
         connection = self.connection

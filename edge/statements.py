@@ -76,18 +76,17 @@ class Runner(Guard):
         self._scanned: list[int] = []
         self._reading: OrderedDict[str, None] = OrderedDict()
 
-    def prepare(self, connection: apsw.Connection) -> None:
-        """Also count what is scanned."""
-        super().prepare(connection)
-        connection.trace_v2(apsw.SQLITE_TRACE_PROFILE, self._profiled)
-
     def run(self, connection: apsw.Connection, statements: Sequence[Statement]) -> list[Result]:
         """A result for each statement, within the snapshot that the caller has begun. Raises D1Error; apsw.InterruptError
         when somebody interrupts."""
         self._left = self._most_bytes
         results: list[Result] = []
-        for statement in statements:
-            self._text(connection, statement, results)
+        connection.trace_v2(apsw.SQLITE_TRACE_PROFILE, self._profiled)
+        try:
+            for statement in statements:
+                self._text(connection, statement, results)
+        finally:
+            connection.trace_v2(0, None)
         return results
 
     def _profiled(self, event: dict[str, Any]) -> None:

@@ -21,15 +21,23 @@ import apsw
 
 _TICK_S: Final = 0.004
 _BUSY_S: Final = 1.0
-_AGAIN_S: Final = 0.05
+_AGAIN_S: Final = 0.004
+_PATIENCE: Final = 10
 
 
 class Watch:
     """One query that is watched. `over`: it was interrupted."""
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, connection: apsw.Connection, busy_s: float | None) -> None:
         self.connection: apsw.Connection | None = connection
         self.over = False
+        self._clock = None if busy_s is None else time.pthread_getcpuclockid(threading.get_ident())
+        self._busy_until = 0.0 if busy_s is None else time.thread_time() + busy_s
+        self._last = time.monotonic() + (busy_s or 0.0) * _PATIENCE
+
+    def is_over(self) -> bool:
+        """Whether it has had its time, now that its deadline is past: a thread that was kept from running has not."""
+        return self._clock is None or time.clock_gettime(self._clock) >= self._busy_until or time.monotonic() >= self._last
 
 
 class Watchdog:
@@ -46,9 +54,11 @@ class Watchdog:
         self._thread.start()
 
     @contextlib.contextmanager
-    def watching(self, connection: apsw.Connection, deadline: float) -> Iterator[Watch]:
-        """Interrupt what runs on the connection at `deadline` (time.monotonic), unless it has ended before."""
-        watch = Watch(connection)
+    def watching(self, connection: apsw.Connection, deadline: float, busy_s: float | None = None) -> Iterator[Watch]:
+        """Interrupt what runs on the connection at `deadline` (time.monotonic), unless it has ended before.
+
+        `busy_s`: not before this thread has run for so long, where the machine is busy otherwise; within bounds."""
+        watch = Watch(connection, busy_s)
         with self._changed:
             heapq.heappush(self._due, (deadline, next(self._number), watch))
             self._newest = time.monotonic()
@@ -66,11 +76,13 @@ class Watchdog:
                 now = time.monotonic()
                 while self._due and (self._due[0][2].connection is None or self._due[0][0] <= now):
                     watch = heapq.heappop(self._due)[2]
-                    if watch.connection is not None:
+                    if watch.connection is None:
+                        continue
+                    if watch.over or watch.is_over():
                         watch.over = True
                         watch.connection.interrupt()
-                        # a statement that begins a moment later is not reached by this one
-                        heapq.heappush(self._due, (now + _AGAIN_S, next(self._number), watch))
+                    # also: a statement that begins a moment later is not reached by this interrupt
+                    heapq.heappush(self._due, (now + _AGAIN_S, next(self._number), watch))
                 if now - self._newest < _BUSY_S:
                     self._changed.wait(_TICK_S)
                     continue
