@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import msgspec
@@ -11,6 +12,7 @@ from edge.statements import Statement, bind
 
 MOST_BYTES: Final = 16 << 20
 _MOST_STATEMENTS: Final = 10_000
+_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,199}")
 
 
 class _One(msgspec.Struct):
@@ -81,6 +83,8 @@ def export(content: bytes) -> ExportRequest:
 def create(content: bytes) -> str:
     """The name of a database to be made. Raises D1Error."""
     name: str = _decoded(_create, content).name
+    if not _NAME.fullmatch(name):
+        raise invalid("name", "Expected letters, digits, `-` and `_`, the first a letter or digit")
     return name
 
 

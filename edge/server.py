@@ -23,6 +23,7 @@ from granian.log import LogLevels
 from granian.server import Server
 
 from edge.api import Api
+from edge.seams import Seams
 from edge.settings import EdgeOptions
 
 _STOP_S: Final = 10
@@ -31,8 +32,8 @@ _AT_ONCE: Final = 1024
 """Requests that one worker has in hand; others wait in the kernel's queue."""
 
 
-def serve(options: EdgeOptions, prepare: Callable[[], None]) -> None:
-    """Until SIGTERM or SIGINT. `prepare` is called first in each worker: its log, above all."""
+def serve(options: EdgeOptions, prepare: Callable[[], Seams]) -> None:
+    """Until SIGTERM or SIGINT. `prepare` is called first in each worker: it sets up the log, and has what others made."""
     multiprocessing.set_start_method("spawn", force=True)
     config = options.config
     server = Server(
@@ -50,24 +51,23 @@ def serve(options: EdgeOptions, prepare: Callable[[], None]) -> None:
         respawn_interval=1.0,
         workers_kill_timeout=_STOP_S,
     )
-    server.serve(target_loader=partial(_application, options, prepare, os.getpid()), wrap_loader=False)
+    server.serve(target_loader=partial(_application, options, prepare), wrap_loader=False)
 
 
-def _application(options: EdgeOptions, prepare: Callable[[], None], parent: int) -> Any:
+def _application(options: EdgeOptions, prepare: Callable[[], Seams]) -> Any:
     """In the worker."""
-    threading.Thread(target=_end_with_parent, args=(parent,), name="lifeline", daemon=True).start()
-    prepare()
+    threading.Thread(target=_end_with_parent, name="lifeline", daemon=True).start()
+    seams = prepare()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-    return Api(options).application()
+    return Api(options, seams).application()
 
 
-def _end_with_parent(parent: int) -> None:
+def _end_with_parent() -> None:
     started_by = multiprocessing.parent_process()
-    if started_by is not None:
+    if started_by is not None:  # which waits for us when it ends in order
         multiprocessing.connection.wait([started_by.sentinel])
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -14,6 +14,7 @@ import structlog
 from appliers.errors import ReplicasMissing
 from appliers.reader import Directory
 from cdc.errors import HeadraceError
+from edge.seams import Seams
 from edge.server import serve
 from edge.settings import EdgeOptions
 from edge.tokens import TokenFile
@@ -48,9 +49,17 @@ def run_edge(config: Config, level: str) -> None:
         raise
     status_file.write(EdgeStatus("serving", url, edge.workers))
     log.info("serving", url=url, workers=edge.workers, auth=edge.auth)
-    serve(EdgeOptions(root=config.replicas.path, config=edge), partial(output.configure_logging, level=level, stage="edge"))
+    serve(EdgeOptions(root=config.replicas.path, config=edge), partial(_prepare, config, level))
     status_file.stopped()
     log.info("stopped")
+
+
+def _prepare(config: Config, level: str) -> Seams:
+    """In each worker process."""
+    output.configure_logging(level=level, stage="edge")
+    from headrace.edge_lifecycle import make_seams
+
+    return make_seams(config)
 
 
 def _wait_for_replicas(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,12 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import psycopg
 import pytest
 
 from edge.tokens import TokenFile
 from tests.conftest import Database
 from tests.edge.served import ACCOUNT, free_port
+from tests.end_to_end.oracle import wait_until
 from tests.headrace.test_supervisor import Run, ended
 
 TYPES = """
@@ -108,31 +111,67 @@ def test_what_postgres_has_is_answered_exactly(run: Run, ask: Callable[..., http
     assert run.end() == 0
 
 
+def test_a_database_is_made_and_erased(
+    run: Run, ask: Callable[..., httpx.Response], database: Database, tmp_path: Path, port: int
+) -> None:
+    """By an admin's token: there and empty before its first row; a name is taken once; erased when the source has no row of
+    it any more, and not before."""
+    del run
+    ask("select 1")
+    url = f"http://127.0.0.1:{port}/client/v4/accounts/{ACCOUNT}/d1/database"
+    token = TokenFile(tmp_path / ".headrace/tokens.json").create("admin", None)[1]
+    select = {"sql": "select count(*) as n from numbers"}
+    with httpx.Client(headers={"authorization": f"Bearer {token}"}, timeout=60) as admin, database.connect() as conn:
+        created = admin.post(url, json={"name": "to-come"})
+        assert created.status_code == 200, created.text
+        assert (created.json()["result"]["name"], created.json()["result"]["created_in_region"]) == ("to-come", "WEUR")
+        assert admin.post(f"{url}/to-come/query", json=select).json()["result"][0]["results"] == [{"n": 0}]
+        again = admin.post(url, json={"name": "to-come"})
+        assert (again.status_code, again.json()["errors"][0]["code"]) == (400, 7502)
+        assert admin.post(url, json={"name": "../x"}).json()["errors"][0]["code"] == 7400
+        lsn = write(conn, "insert into numbers (id, tenant) values (100, 'to-come')")
+        came = admin.post(f"{url}/to-come/query", json=select, headers={"x-d1-bookmark": lsn})
+        assert came.json()["result"][0]["results"] == [{"n": 1}]
+        refused = admin.delete(f"{url}/to-come")
+        assert refused.status_code == 400
+        assert "Postgres has rows of the tenant" in refused.json()["errors"][0]["message"]
+        lsn = write(conn, "delete from numbers where tenant = 'to-come'")
+        admin.post(f"{url}/to-come/query", json=select, headers={"x-d1-bookmark": lsn})
+        assert admin.delete(f"{url}/to-come").json() == {"result": None, "errors": [], "messages": [], "success": True}
+        audit = (tmp_path / ".headrace/edge-audit.jsonl").read_text()
+        assert [json.loads(line)["event"] for line in audit.splitlines()][-3:] == ["create", "delete", "delete"]
+
+
 @pytest.mark.faults
 def test_killed_workers_and_supervisors(run: Run, ask: Callable[..., httpx.Response], database: Database) -> None:
     """A worker that dies is replaced; the edge's own end takes its workers with it and is made good; so is the applier's,
     meanwhile answers go on."""
     del database
-    import psutil
-
+    wait_until(lambda: answered(ask) == 200, "it answers")
     edge = run.pid("edge")
-    workers = [child for child in psutil.Process(edge).children() if "spawn_main" in " ".join(child.cmdline())]
-    assert len(workers) == 2
-    workers[0].kill()
+    first = workers_of(edge)
+    os.kill(first[0], signal.SIGKILL)
     os.kill(run.pid("applier 1/1"), signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while len([c for c in psutil.Process(edge).children() if "spawn_main" in " ".join(c.cmdline())]) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: len(set(workers_of(edge)) - {first[0]}) == 2, "there are two workers again")
     for _ in range(20):
         assert answered(ask) == 200
-    workers = [child for child in psutil.Process(edge).children() if "spawn_main" in " ".join(child.cmdline())]
+    left = workers_of(edge)
     os.kill(edge, signal.SIGKILL)
     run.wait_for("restarting", child="edge")
     run.pid("edge", life=2)
+    wait_until(lambda: all(ended(worker) for worker in left), "no worker outlives its edge")
     assert answered(ask) == 200
-    assert all(ended(worker.pid) for worker in workers)
     assert run.end() == 0
+
+
+def workers_of(edge: int) -> list[int]:
+    """The worker processes of an edge that live."""
+    found = []
+    for child in psutil.Process(edge).children():
+        with contextlib.suppress(psutil.Error):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found
 
 
 def answered(ask: Callable[..., httpx.Response]) -> int:
