@@ -13,19 +13,22 @@ import apsw
 from appliers.errors import TenantUnknown
 from cdc.errors import Disposition, HeadraceError
 from edge.errors import BookmarkInvalid, BookmarkNotReached, NotReady
-from edge.guard import READONLY
+from edge.guard import READONLY, Guard
 
 CPU: Final = "D1 DB exceeded its CPU time limit and was reset."
 MEMORY: Final = "D1 DB's isolate exceeded its memory limit and was reset."
 QUEUE_FULL: Final = "D1 DB is overloaded. Too many requests queued."
 QUEUE_SLOW: Final = "D1 DB is overloaded. Requests queued for too long."
 TRANSIENT: Final = "Cannot resolve D1 DB due to transient issue on remote node."
+TRANSACTION: Final = (
+    "To execute a transaction, please use the state.storage.transaction() or state.storage.transactionSync() APIs instead of"
+    " the SQL BEGIN TRANSACTION or SAVEPOINT statements. The JavaScript API is safer because it will automatically roll back"
+    " on exceptions, and because it interacts correctly with Durable Objects' automatic atomic write coalescing."
+)
+"""In D1's words, which is not said to whom it would help here; clients match on it."""
 NO_STATEMENT: Final = "SQL code did not contain a statement."
 WRONG_COUNT: Final = "Wrong number of parameter bindings for SQL query."
 ONLY_LAST: Final = "When executing multiple SQL statements in a single call, only the last statement can have parameters."
-
-_WITHOUT_OFFSET: Final = frozenset(["too many SQL variables"])
-"""As D1's own answers have it."""
 
 
 class D1Error(Exception):
@@ -48,9 +51,11 @@ def not_found(database: str) -> D1Error:
     return D1Error(f"The database {database[:200]} could not be found", status=404, code=7404)
 
 
-def of_sqlite(error: apsw.Error, *, wrote: bool) -> D1Error:
-    """What SQLite, or apsw, says of a statement. `wrote`: it was refused since it would have written."""
-    if wrote or isinstance(error, apsw.ReadOnlyError):
+def of_sqlite(error: apsw.Error, guard: Guard) -> D1Error:
+    """What SQLite, or apsw, says of a statement, and why the guard refused it if it did."""
+    if guard.controlled:
+        return D1Error(TRANSACTION)
+    if guard.wrote or isinstance(error, apsw.ReadOnlyError):
         return D1Error(READONLY)
     if isinstance(error, apsw.InterruptError):
         return D1Error(CPU)
@@ -62,7 +67,7 @@ def of_sqlite(error: apsw.Error, *, wrote: bool) -> D1Error:
     code = extended & 0xFF
     name = str(apsw.mapping_result_codes.get(code, "SQLITE_ERROR"))
     offset = getattr(error, "error_offset", -1)
-    where = f" at offset {offset}" if offset >= 0 and str(error) not in _WITHOUT_OFFSET else ""
+    where = f" at offset {offset}" if offset >= 0 else ""
     more = f" (extended: {apsw.mapping_extended_result_codes.get(extended, extended)})" if extended != code else ""
     return D1Error(f"{error}{where}: {name}{more}")
 

@@ -68,7 +68,8 @@ _NO_TABLES: Final = frozenset(
 )
 
 _READS: Final = frozenset([apsw.SQLITE_SELECT, apsw.SQLITE_RECURSIVE])
-_CONTROL: Final = frozenset([apsw.SQLITE_TRANSACTION, apsw.SQLITE_SAVEPOINT, apsw.SQLITE_ATTACH, apsw.SQLITE_DETACH])
+_TRANSACTION: Final = frozenset([apsw.SQLITE_TRANSACTION, apsw.SQLITE_SAVEPOINT])
+_FILES: Final = frozenset([apsw.SQLITE_ATTACH, apsw.SQLITE_DETACH])
 
 
 class Guard:
@@ -80,6 +81,8 @@ class Guard:
         """Set while Headrace's own statements are compiled, which read what is hidden from others."""
         self.wrote = False
         """Whether a statement was refused because it would have written; whoever asks sets it back."""
+        self.controlled = False
+        """Whether a statement was refused because it would have begun or ended a transaction; as above."""
         self.touched = False
         """Whether a statement reads from a table; as above."""
 
@@ -112,7 +115,9 @@ class Guard:
         if action == apsw.SQLITE_PRAGMA:
             name = (first or "").lower()
             return _may(name in PRAGMAS and not (second and name in WITHOUT_ARGUMENT) and not _is_hidden(second or ""))
-        if action not in _CONTROL:
+        if action in _TRANSACTION:
+            self.controlled = True
+        elif action not in _FILES:
             self.wrote = True
         return apsw.SQLITE_DENY
 

@@ -26,7 +26,7 @@ import apsw
 
 from cdc.errors import HeadraceError
 from edge.bookmark import parse_bookmark
-from edge.d1_errors import CPU, QUEUE_FULL, QUEUE_SLOW, D1Error, of_ours
+from edge.d1_errors import CPU, MEMORY, QUEUE_FULL, QUEUE_SLOW, D1Error, of_ours
 from edge.reader import wait_until
 from edge.replica import Fleet, Replica
 from edge.settings import EdgeConfig
@@ -74,7 +74,12 @@ class Session:
             connection.set_progress_handler(None if steps is None else self._give_up, steps or 0)
             busy_s = None if steps is None else SHORT_S
             with self._watchdog.watching(connection, deadline, busy_s) as watch:
-                results = self.runner.run(connection, statements)
+                try:
+                    results = self.runner.run(connection, statements)
+                except apsw.InterruptError:
+                    if watch.greedy:
+                        raise D1Error(MEMORY) from None
+                    raise
             if watch.over:
                 raise apsw.InterruptError
             return Answer(results, replica.bookmark, replica.bytes)
@@ -107,7 +112,7 @@ class Pool:
         self._config = config
         self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
         self._open = 0
-        self._watchdog = Watchdog()
+        self._watchdog = Watchdog(config.memory_bytes * 3 // 2)
         self._threads = ThreadPoolExecutor(config.threads, "edge-query", initializer=_lower_priority)
         self._long_texts: OrderedDict[str, float] = OrderedDict()
 

@@ -113,7 +113,7 @@ class Runner(Guard):
         begun: list[float] = []
         reading: list[bool] = []
         self._scanned.clear()
-        self.wrote = self.touched = False
+        self.wrote = self.touched = self.controlled = False
         cursor = connection.cursor()
         cursor.exec_trace = begin
         try:
@@ -133,7 +133,7 @@ class Runner(Guard):
         except apsw.InterruptError:
             raise
         except apsw.Error as error:
-            raise of_sqlite(error, wrote=self.wrote) from None
+            raise of_sqlite(error, self) from None
         finally:
             ended = time.perf_counter()
             cursor.close(True)
