@@ -129,8 +129,10 @@ class Api:
             except D1Error as error:
                 return self._failed(request, error)
             except HeadraceError as error:
-                log.warning("request failed", error=type(error).__name__, reason=str(error), hint=error.hint)
-                return self._failed(request, of_ours(error, str(request.path_params.get("database", ""))))
+                refusal = of_ours(error, str(request.path_params.get("database", "")))
+                if refusal.status == 500:
+                    log.warning("request failed", error=type(error).__name__, reason=str(error), hint=error.hint)
+                return self._failed(request, refusal)
             except Exception as error:
                 log.exception("request failed", error=type(error).__name__)
                 return self._failed(request, D1Error(f"internal error; reference = {type(error).__name__}", status=500))

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from appliers.place import replica_path
 from appliers.worker import Worker, WorkerOptions, WorkerStatus
@@ -38,19 +39,19 @@ class Scene(Fleet):
         self.write((tenant, insert(lsn, *ids)), progress(lsn + 5))
 
     @contextlib.contextmanager
-    def applying(self) -> Iterator[None]:
-        """An applier runs meanwhile, in a thread of its own."""
+    def applying(self, **options: int) -> Iterator[None]:
+        """An applier runs meanwhile, in a thread of its own, with these of its options."""
         worker: list[Worker] = []
         started = threading.Event()
 
         def run() -> None:
-            options = WorkerOptions(root=self.root, status_interval_s=0.05, barrier_interval_s=0.2)
+            given: dict[str, Any] = {"status_interval_s": 0.05, "barrier_interval_s": 0.2, **options}
 
             def told(_status: WorkerStatus) -> None:
                 started.set()
 
             with open_reader(self.config) as reader:
-                worker.append(Worker(options, reader, range(PARTITIONS), told))
+                worker.append(Worker(WorkerOptions(root=self.root, **given), reader, range(PARTITIONS), told))
                 worker[0].run()
 
         thread = threading.Thread(target=run)

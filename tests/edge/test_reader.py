@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import apsw
@@ -14,11 +15,18 @@ import edge
 from appliers import versions
 from appliers.errors import TenantUnknown
 from appliers.renewal import Copy
+from appliers.replica import open_read_only
 from cdc.lsn import format_lsn
+from cdc.pgoutput import Row
 from edge.bookmark import Place, bookmark_of, parse_bookmark
 from edge.errors import BookmarkInvalid, BookmarkNotReached, NotReady
-from tests.appliers.fleet import begin, insert, progress
+from fanout import envelope
+from fanout.envelope import Op
+from fanout.log import open_writer, partition_of
+from tests.appliers.fleet import ITEMS, PARTITIONS, begin, insert, progress
+from tests.appliers.records import changes, run
 from tests.edge.scene import Scene
+from tests.edge.served import Served
 
 
 def test_rows_as_tuples_and_mappings(scene: Scene) -> None:
@@ -179,3 +187,55 @@ def test_a_query_costs_little(scene: Scene) -> None:
             acme.query("select a from items where id = ?", [2])
             took.append(time.perf_counter() - begun)
         assert sorted(took)[1000] < 300e-6
+
+
+def test_commits_are_seen_whole_while_the_file_is_replaced(scene: Scene, serve: Callable[..., Served]) -> None:
+    """An applier writes, somebody holds its WAL so that the replica goes on in new files, and readers in process and over
+    HTTP see every commit whole, and never an older one than before."""
+    served = serve(scene.root)
+    path = scene.path("acme")
+    ended = threading.Event()
+    files: set[Path] = set()
+
+    def write() -> None:
+        with open_writer(scene.config) as writer:
+            number = 0
+            while not ended.is_set():
+                number += 1
+                rows: list[Row] = [[str(n), f"b{number:09d}", "x" * 20_000] for n in (1, 2, 3)]
+                body = envelope.encode(changes(100 + number, run(Op.UPSERT, ITEMS, *rows)))
+                assert writer.append(partition_of(b"acme", PARTITIONS), b"acme", body)
+                writer.commit()
+                files.add(versions.file_of(path))
+                time.sleep(0.005)
+
+    def hold() -> None:
+        while not ended.is_set():
+            conn = open_read_only(path)
+            conn.execute("begin; select count(*) from items")
+            ended.wait(0.5)
+            conn.close()
+
+    threads = [threading.Thread(target=write), threading.Thread(target=hold)]
+    seen, seen_over_http = "", ""
+    sql = "select min(a), max(a) from items"
+    with scene.applying(checkpoint_pages=20, wal_pages=60), edge.open(scene.root, "acme") as acme:
+        for thread in threads:
+            thread.start()
+        try:
+            until = time.monotonic() + 6
+            while time.monotonic() < until:
+                [(low, high)] = acme.query(sql)
+                assert low == high >= seen
+                seen = high
+                answer = served.post("acme", {"batch": [{"sql": sql}, {"sql": sql}]}, "raw").json()["result"]
+                [low, high] = answer[0]["results"]["rows"][0]
+                assert answer[1]["results"]["rows"][0] == [low, high]
+                assert low == high >= seen_over_http
+                seen_over_http = high
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join()
+    assert len(files) > 2, "the file was replaced meanwhile"
+    assert seen > "b000000050"
