@@ -26,8 +26,6 @@ class Form(NamedTuple):
 
     raw: bool = False
     bigint_text: bool = False
-    rows: bool = True
-    """False: none at all."""
 
 
 def ok(result: object, **more: object) -> bytes:
