@@ -61,7 +61,8 @@ class Fleet:
     `partition`, `reached` and `missing`."""
 
     def __init__(self, root: Path, locate: Callable[[str], Path | None] | None = None) -> None:
-        """`locate`: the file that is served of a tenant where it is not its own replica (time travel); None: its own.
+        """`locate`: the file that is served of a tenant where it is not its own replica (time travel); None: its own. Asked
+        before each read.
 
         Raises ReplicasMissing, StateForeign, StorageUnavailable.
         """
@@ -77,11 +78,16 @@ class Fleet:
 
     def path(self, tenant: str) -> Path:
         """The file that is served."""
-        located = self._locate(tenant) if self._locate is not None else None
-        return located or replica_path(self.root, tenant, self.partitions)
+        return self.located(tenant) or replica_path(self.root, tenant, self.partitions)
+
+    def located(self, tenant: str) -> Path | None:
+        """The file that is served in place of the tenant's replica, if one is."""
+        return self._locate(tenant) if self._locate is not None else None
 
     def reached(self, tenant: str) -> tuple[Place, int]:
         """How far the tenant's partition is, and when the relay was there (Unix microseconds): (0, 0), 0 if nobody knows."""
+        if self.located(tenant) is not None:  # which stands still
+            return Place(0, 0), 0
         found = self._progress.read(self.partition(tenant))
         return (Place(0, 0), 0) if found is None else (Place(found.generation, found.lsn), found.time_us)
 
@@ -153,6 +159,8 @@ class Replica:
         raise ReplicaReplaced("The replica's file was replaced again and again", path=str(self.path))
 
     def _is_current(self) -> bool:
+        if self.fleet.located(self.tenant) != self._located:
+            return False
         try:
             found = os.stat(self._path_text)  # noqa: PTH116 - as _number
         except FileNotFoundError:
@@ -215,7 +223,8 @@ class Replica:
         self._reached, self._reached_us = self.fleet.reached(self.tenant)
 
     def _open(self) -> None:
-        self.path = self.fleet.path(self.tenant)
+        self._located = self.fleet.located(self.tenant)
+        self.path = self._located or self.fleet.path(self.tenant)
         self._path_text = str(self.path)
         self._reached, self._reached_us = Place(0, 0), 0
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from cdc.lsn import format_lsn
 from cdc.pgoutput import Row
 from edge.bookmark import Place, bookmark_of, parse_bookmark
 from edge.errors import BookmarkInvalid, BookmarkNotReached, NotReady
+from edge.reader import Reader
+from edge.replica import Fleet
 from fanout import envelope
 from fanout.envelope import Op
 from fanout.log import open_writer, partition_of
@@ -239,3 +242,25 @@ def test_commits_are_seen_whole_while_the_file_is_replaced(scene: Scene, serve: 
                 thread.join()
     assert len(files) > 2, "the file was replaced meanwhile"
     assert seen > "b000000050"
+
+
+def test_another_file_may_be_served_of_a_tenant(scene: Scene, tmp_path: Path) -> None:
+    """As time travel does: from the next read on, also by readers that are open, and back again. What stands still is told
+    to be as far as it is, whatever the applier has reached."""
+    scene.wrote("acme", 40, 4)
+    past = tmp_path / "past.db"
+    shutil.copy(scene.path("acme"), past)
+    for beside in ("-wal", "-shm"):
+        if (file := scene.path("acme").with_name(scene.path("acme").name + beside)).exists():
+            shutil.copy(file, f"{past}{beside}")
+    scene.work()
+    served: list[Path] = []
+    with Fleet(scene.root, lambda _: served[0] if served else None) as fleet, Reader(fleet, "acme") as acme:
+        now = acme.bookmark
+        assert acme.first("select count(*) from items") == (4,)
+        served.append(past)
+        assert acme.first("select count(*) from items") == (3,)
+        assert acme.bookmark < now
+        served.clear()
+        assert acme.first("select count(*) from items") == (4,)
+        assert acme.bookmark == now
