@@ -188,9 +188,9 @@ class TimeInvalid(TimeTravelError):
 
 
 class BookmarkInvalid(TimeTravelError):
-    """Not a bookmark of this log."""
+    """A text that is no bookmark, or one of another tenant or log."""
 
-    default_hint = "`headrace time-travel info` shows the bookmark of a time."
+    default_hint = "Give one as it was answered for this tenant; `headrace time-travel info` shows the bookmark of a time."
 
 
 class TableUnknown(TimeTravelError):

@@ -30,6 +30,7 @@ from appliers.follow import Follower
 from appliers.handover import Applier, Handover
 from appliers.marks import Marks
 from appliers.ownership import Ownership
+from appliers.progress import ProgressWriter, Reached
 from appliers.quarantine import Quarantine
 from appliers.release import Releases
 from appliers.replicas import Replicas
@@ -87,6 +88,7 @@ class Worker:
         self._backlog = Backlog(options.root)
         truncates = Truncates()
         self._marks = marks = Marks()
+        self._progress = ProgressWriter(options.root, reader.partitions)
         self._bodies = Bodies(self._partitions)
         self._replicas = Replicas(options, catalog, self._partitions, reader.partitions, handover)
         self._quarantine = Quarantine(self._state, self._partitions, self._let_go, self._copy_afresh)
@@ -242,6 +244,7 @@ class Worker:
         self._replicas.close()
         self._backlog.close()
         self._saving.close()
+        self._progress.close()
         self._state.close()
 
     def _timeout(self) -> float | None:
@@ -310,9 +313,16 @@ class Worker:
                 state.stale = any(refill.kept for refill in said.refills)
                 self._marks.note(record.partition, record.offset, said.lsn, said.time_us)
         self._handover.read(records, self._partitions)
+        if progress:
+            self._tell_readers()
         self.status.records += len(records)
         self._teller.news()
         self._saving.touched()
+
+    def _tell_readers(self) -> None:
+        for partition, at in self._saving.floors().items():
+            if at.ready:
+                self._progress.write(partition, Reached(at.generation, at.lsn, at.time_us))
 
     def _renew(self) -> None:
         for name in self._replicas.take_outgrown():

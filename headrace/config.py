@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from appliers.types import As
+from edge.settings import EdgeConfig
 from fanout.log import LogConfig
 from fanout.placement import Placement, misfit
 from fanout.tenancy import Rule
@@ -152,6 +153,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     snapshots: SnapshotsConfig = SnapshotsConfig()
     columns: list[ColumnConfig] = []
     run: RunConfig = RunConfig()
+    edge: EdgeConfig = EdgeConfig()
 
     def __post_init__(self) -> None:
         # ValueError: msgspec turns it into a ValidationError that names the file

@@ -66,6 +66,13 @@ def parse_place(text: str) -> Place:
         ) from None
 
 
+def parse_age_s(text: str) -> int:
+    """`90s`, `10m`, `2h`, `1d` -> seconds. Raises ValueError."""
+    if age := re.fullmatch(r"(\d{1,9})([smhd])", text):
+        return int(age[1]) * _UNITS[age[2]]
+    raise ValueError("an age such as 90s, 10m, 2h, 1d")
+
+
 def parse_time_us(text: str) -> int:
     """`10m`, `2h`, or an ISO 8601 time (UTC if it names no zone) -> Unix microseconds. Raises ValueError."""
     if ago := re.fullmatch(r"(\d+)([smhd])", text):

@@ -52,11 +52,19 @@ class AuditStatus(msgspec.Struct):
     """When the last round ended, Unix milliseconds."""
 
 
+class EdgeStatus(msgspec.Struct):
+    """What the HTTP API tells about itself."""
+
+    phase: str = "starting"
+    url: str = ""
+    workers: int = 0
+
+
 class Process(msgspec.Struct, frozen=True, kw_only=True):
     """One process as another sees it. `age_s`: seconds since it last wrote."""
 
     name: str
-    stage: Literal["relay", "applier", "audit"]
+    stage: Literal["relay", "applier", "audit", "edge"]
     state: Literal["running", "stopped", "failed", "dead"]
     """stopped: in order, by a signal. failed: by the error in `failure`. dead: it could not say why."""
     pid: int
@@ -64,7 +72,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     share: str = ""
     failure: Failure | None = None
     """Of a running process: what it is waiting out."""
-    status: RelayStatus | WorkerStatus | AuditStatus | None = None
+    status: RelayStatus | WorkerStatus | AuditStatus | EdgeStatus | None = None
 
 
 class StatusFile:
@@ -88,7 +96,7 @@ class StatusFile:
         self._content: dict[str, Any] = {"phase": "starting", **fixed, "pid": os.getpid()}
         self._tell(self._content)
 
-    def write(self, status: RelayStatus | WorkerStatus | AuditStatus) -> None:
+    def write(self, status: RelayStatus | WorkerStatus | AuditStatus | EdgeStatus) -> None:
         """What the stage tells."""
         self._ours = True
         self._content.update(msgspec.structs.asdict(status))
@@ -120,17 +128,18 @@ class StatusFile:
 
 
 class _Head(msgspec.Struct):
-    stage: Literal["relay", "applier", "audit"]
+    stage: Literal["relay", "applier", "audit", "edge"]
     phase: str
     pid: int
     share: str = ""
     failure: Failure | None = None
 
 
-_STATUS: Final[dict[str, type[RelayStatus | WorkerStatus | AuditStatus]]] = {
+_STATUS: Final[dict[str, type[RelayStatus | WorkerStatus | AuditStatus | EdgeStatus]]] = {
     "relay": RelayStatus,
     "applier": WorkerStatus,
     "audit": AuditStatus,
+    "edge": EdgeStatus,
 }
 
 

@@ -1,6 +1,7 @@
 """`headrace run`: the relay and the appliers of one machine as child processes of one supervisor.
 
-    headrace run -+- headrace relay
+    headrace run -+- headrace edge, with `edge.enabled`
+                  +- headrace relay
                   +- headrace applier --share 1/n, or --instance NAME-1 in a group
                   +- ...
 
@@ -83,6 +84,11 @@ def children(config: Path | None, appliers: int, log_level: str, instance: str |
         [Child("relay", ("relay", *options))],
         [Child(f"applier {name}", ("applier", option, name, *options)) for name in names],
     ]
+
+
+def edge_child(config: Path | None, log_level: str) -> Child:
+    """The HTTP API, which is stopped before the others."""
+    return Child("edge", ("edge", "--log-level", log_level, *(("--config", str(config)) if config else ())))
 
 
 def supervise(groups: Sequence[Sequence[Child]], *, longest_pause_s: float, stop_s: float = STOP_S) -> None:

@@ -26,7 +26,7 @@ from appliers.place import is_missing, replica_path
 from appliers.reader import ReplicaReader, position_in
 from appliers.snapshots.store import Store, open_store
 from appliers.timetravel import restore as restoring
-from appliers.timetravel.bookmarks import bookmark_of, parse_bookmark
+from appliers.timetravel.bookmarks import Bookmarks
 from appliers.timetravel.rows import versions_of
 from appliers.timetravel.travel import AsOf, Travel
 from cdc.connection import connect
@@ -127,6 +127,7 @@ class Machine:
         self.root = Path(config.replicas.path)
         self.path = replica_path(self.root, tenant, partitions)
         self.past = past
+        self.bookmarks = Bookmarks(past.log, tenant)
         self.days = days_of(config, tenant)
         self.travel = Travel(past, store, config.overrides(), self.days)
 
@@ -142,7 +143,7 @@ class Machine:
         if wanted.timestamp:
             return self.travel.at_time(_time_us(wanted.timestamp), wanted.timestamp)
         if wanted.bookmark:
-            return parse_bookmark(wanted.bookmark, self.past.log)
+            return self.bookmarks.parse(wanted.bookmark)
         if wanted.lsn:
             found = _LSN.fullmatch(wanted.lsn)
             if found is None:
@@ -163,7 +164,7 @@ class Machine:
 
     def bookmark(self, position: Position) -> str:
         """As text."""
-        return bookmark_of(position, self.past.log)
+        return self.bookmarks.of(position)
 
 
 @contextmanager
@@ -233,7 +234,7 @@ def undo(config: Config, tenant: str) -> Restored:
     """Raises NothingToUndo, StorageUnavailable."""
     begun = time.monotonic()
     with open_machine(config, tenant) as machine:
-        done = restoring.undo(machine.path, machine.live(), machine.past.log)
+        done = restoring.undo(machine.path, machine.live(), machine.bookmarks)
         served = f"as of bookmark {done.bookmark}" if done.bookmark else "live"
         return _answer(done, f"Tenant {tenant} is served {served} again", begun)
 
@@ -242,7 +243,7 @@ def resume(config: Config, tenant: str) -> Restored:
     """Raises StorageUnavailable."""
     begun = time.monotonic()
     with open_machine(config, tenant) as machine:
-        done = restoring.resume(machine.path, machine.live(), machine.past.log)
+        done = restoring.resume(machine.path, machine.live(), machine.bookmarks)
         return _answer(done, f"Tenant {tenant} is served live", begun)
 
 

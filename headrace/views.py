@@ -25,7 +25,7 @@ from headrace.output import bytes_text, print_facts, print_table
 from headrace.quarantine import Asked
 from headrace.records import iso_ms, printable
 from headrace.status import ReplicasStatus, SourceStatus, Status, Stopped
-from headrace.status_file import AuditStatus, Process
+from headrace.status_file import AuditStatus, EdgeStatus, Process
 from headrace.tenants import Tenant, TenantDetail
 
 
@@ -94,6 +94,8 @@ def _show_processes(processes: Sequence[Process]) -> None:
             case AuditStatus():
                 differ = f", {status.differ:,} differ" if status.differ else ""
                 row += [status.rows, f"{status.rounds:,} rounds, {status.compared:,} replicas compared{differ}"]
+            case EdgeStatus():
+                row += [None, f"{status.workers} workers at {status.url}"]
         rows.append(row)
     if rows:
         print_table("Processes", ("name", "state", "phase", "pid", "wrote ago", "rows", ""), rows)

@@ -24,7 +24,7 @@ from appliers.errors import CloneExists, NothingToUndo, StorageUnavailable
 from appliers.place import CLONES, SUFFIX, encode_name
 from appliers.replica import open_read_only, storage_error
 from appliers.timetravel import pins
-from appliers.timetravel.bookmarks import bookmark_of
+from appliers.timetravel.bookmarks import Bookmarks
 from appliers.timetravel.pins import Pin
 from appliers.timetravel.travel import AsOf, Travel
 from cdc import failpoints
@@ -44,8 +44,8 @@ def restore(travel: Travel, path: Path, point: Position, live: Position) -> Rest
     """Serve the tenant as of a place from now on. `path`: of the live replica, which is at `live`.
 
     Raises as `Travel.build`."""
-    here = bookmark_of(live, travel.log)
-    wanted = bookmark_of(point, travel.log)
+    here = travel.bookmarks.of(live)
+    wanted = travel.bookmarks.of(point)
     was = pins.pin_of(path)
     previous = was.now.bookmark if was.now.file else here
     if was.now.file and was.now.bookmark == wanted:
@@ -62,18 +62,18 @@ def restore(travel: Travel, path: Path, point: Position, live: Position) -> Rest
     return Restored(bookmark=wanted, previous_bookmark=previous, built=made)
 
 
-def resume(path: Path, live: Position, log: str) -> Restored:
+def resume(path: Path, live: Position, bookmarks: Bookmarks) -> Restored:
     """Serve the live replica. Raises StorageUnavailable."""
-    here = bookmark_of(live, log)
+    here = bookmarks.of(live)
     was = pins.pin_of(path)
     if was.now.file:
         pins.resume(path, here)
     return Restored(bookmark="", previous_bookmark=was.now.bookmark if was.now.file else here)
 
 
-def undo(path: Path, live: Position, log: str) -> Restored:
+def undo(path: Path, live: Position, bookmarks: Bookmarks) -> Restored:
     """Serve what was served before. Raises NothingToUndo, StorageUnavailable."""
-    here = bookmark_of(live, log)
+    here = bookmarks.of(live)
     was = pins.pin_of(path)
     made = pins.undo(path, here)
     if made is None:
@@ -104,7 +104,7 @@ def clone(travel: Travel, root: Path, name: str, point: Position) -> AsOf:
         with tempfile.TemporaryDirectory(prefix=".building-", dir=path.parent) as directory:
             built = Path(directory) / path.name
             made = travel.build(point, built)
-            _name(built, name, travel.tenant, bookmark_of(point, travel.log))
+            _name(built, name, travel.tenant, travel.bookmarks.of(point))
             sync_replica(built)
             failpoints.hit("clone.durable")
             os.link(built, path)

@@ -34,6 +34,7 @@ from appliers.resync import PREFIX as RESYNC
 from appliers.snapshots.copying import unpack
 from appliers.snapshots.store import Store
 from appliers.state import note_tables
+from appliers.timetravel.bookmarks import Bookmarks
 from appliers.types import As
 from appliers.window import Copied
 from fanout import envelope
@@ -96,9 +97,9 @@ class Travel:
         return self._past.tenant
 
     @property
-    def log(self) -> str:
-        """The identity of its log."""
-        return self._past.log
+    def bookmarks(self) -> Bookmarks:
+        """Its positions as text."""
+        return Bookmarks(self._past.log, self._past.tenant)
 
     # --- places ---
 

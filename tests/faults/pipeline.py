@@ -133,6 +133,7 @@ class Pipeline:
             "replicas": {"path": str(self.root)},
             "apply": {"barrier_interval_s": 0.2},
             "snapshots": {},
+            "edge": {},
             "run": {"retry_s": 0.5},
         }
         lines = []

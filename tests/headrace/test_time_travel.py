@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import pytest
 
 from appliers.place import replica_path
 from appliers.reader import Directory
 from fanout.log import LogConfig
 from headrace.docs import ROOT
-from tests.end_to_end.oracle import assert_replica_holds, record
+from tests.edge.served import free_port
+from tests.end_to_end.oracle import assert_replica_holds, record, wait_until
 from tests.faults.pipeline import PARTITIONS, Pipeline
 from tests.faults.traffic import FOUNDERS, TABLES
 from tests.headrace.conftest import Operator
@@ -119,7 +122,7 @@ def test_answers_for_programs(pipeline: Pipeline, operator: Operator) -> None:
         (["restore", WHO, "--timestamp", "yesterday"], "Invalid timestamp 'yesterday'"),
         (["restore", WHO, "--timestamp", "1m", "--bookmark", "x"], "Cannot use --timestamp and --bookmark together"),
         (["restore", WHO, "--bookmark", "x"], "Not a bookmark"),
-        (["restore", WHO, "--bookmark", "00000001-00000000-0180ebd8-80" + "0" * 30], "A bookmark of another log"),
+        (["restore", WHO, "--bookmark", "00000001-00000000-0180ebd8-80" + "0" * 30], "A bookmark of another tenant"),
         (["restore", WHO], "Restore to what?"),
         (["undo", WHO], "Nothing was served before"),
         (["info", "nobody"], "Nothing is known of this tenant"),
@@ -134,3 +137,49 @@ def test_what_cannot_be(operator: Operator, arguments: list[str], said: str) -> 
     done: Any = operator.ask("time-travel", *arguments, code=1)
     assert said in " ".join(done.stderr.split())
     assert "Fix: " in " ".join(done.stderr.split())
+
+
+def test_over_http_as_d1s_clients_do_it(pipeline: Pipeline, operator: Operator) -> None:
+    """Bookmark of a time, restore, reads of then, `previous_bookmark`; a clone by its name; live again."""
+    applied(pipeline)
+    before = now(pipeline)
+    pipeline.conn.execute(f"update accounts set balance = 5 where tenant = '{WHO}' and id = 2".encode())
+    applied(pipeline)
+    operator.ask("time-travel", "clone", WHO, "before", "--timestamp", before)
+    url, store = f"http://127.0.0.1:{(port := free_port())}", str(pipeline.directory / "store")
+    pipeline.configure(more={"snapshots": {"url": store, "days": 30}, "edge": {"port": port, "auth": "none"}})
+    operator.start("edge")
+
+    def alive() -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{url}/readyz").status_code == 200
+        return False
+
+    wait_until(alive, "the edge answers", deadline_s=30)
+
+    def ask(method: str, path: str, **more: Any) -> Any:
+        answer = httpx.request(method, f"{url}/client/v4/accounts/mine/d1/database/{path}", timeout=30, **more)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["result"]
+
+    def balance(name: str) -> int:
+        query = {"sql": "select balance as b from accounts where id = 2"}
+        found: int = ask("POST", f"{name}/query", json=query)[0]["results"][0]["b"]
+        return found
+
+    assert (balance(WHO), balance("before")) == (5, 0)
+    bookmark = ask("GET", f"{WHO}/time_travel/bookmark", params={"timestamp": before})["bookmark"]
+    assert bookmark == operator.json("time-travel", "info", WHO, "--timestamp", before)["bookmark"]
+    done = ask("POST", f"{WHO}/time_travel/restore", params={"bookmark": bookmark})
+    assert (done["bookmark"], balance(WHO)) == (bookmark, 0)
+    ask("POST", f"{WHO}/time_travel/restore", params={"bookmark": done["previous_bookmark"]})
+    assert balance(WHO) == 5
+    ask("POST", f"{WHO}/time_travel/restore", params={"timestamp": before})
+    assert balance(WHO) == 0
+    ask("POST", f"{WHO}/time_travel/restore", params={"bookmark": "live"})
+    pipeline.conn.execute(f"update accounts set balance = 6 where tenant = '{WHO}' and id = 2".encode())
+    applied(pipeline)
+    assert balance(WHO) == 6
+    future = {"timestamp": "2199-01-01T00:00:00Z"}
+    refused = httpx.post(f"{url}/client/v4/accounts/mine/d1/database/{WHO}/time_travel/restore", params=future)
+    assert "Please provide a timestamp in the past" in refused.json()["errors"][0]["message"]

@@ -1,0 +1,134 @@
+"""The HTTP API: D1's REST endpoints, the Worker binding's wire protocol, health. One `Api` for each worker process.
+
+    /client/v4/accounts/{account}/d1/database...     as Cloudflare's (docs/d1-compatibility.md)
+    /binding/{database}/query, /execute              what a Worker's D1 binding speaks
+    /exports/{name}                                  what an export's link leads to
+    /healthz, /readyz, /openapi.json
+
+Here are the routes, and what lives as long as the process does; `edge.door` stands before every request, `edge.queries` and
+`edge.databases` answer it. Every answer under /client/v4 is in D1's envelope, whatever happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from appliers.reader import Directory
+from cdc.errors import HeadraceError
+from edge import openapi, rendering
+from edge.d1_errors import D1Error
+from edge.databases import Databases
+from edge.door import JSON, Door
+from edge.exports import Exports
+from edge.guard import cap_memory
+from edge.names import Names
+from edge.pool import Pool
+from edge.queries import Queries, in_bindings_form
+from edge.replica import Fleet
+from edge.seams import Seams
+from edge.settings import EdgeOptions
+from edge.usage import Usage
+
+BASE: Final = "/client/v4/accounts/{account}/d1/database"
+
+
+class Api:
+    """One process'. Its replicas are opened within the event loop that serves it."""
+
+    def __init__(self, options: EdgeOptions, seams: Seams | None = None) -> None:
+        self._config = options.config
+        self._root = Path(options.root)
+        self._seams = seams or Seams()
+
+    def application(self) -> Starlette:
+        """For an ASGI server."""
+        handlers: Any = {HTTPException: _no_route}
+        return Starlette(exception_handlers=handlers, lifespan=self._lifespan)
+
+    @asynccontextmanager
+    async def _lifespan(self, application: Starlette) -> AsyncIterator[None]:
+        config = self._config
+        cap_memory(config)
+        door = Door(config)
+        travel = self._seams.time_travel
+        with Fleet(self._root, None if travel is None else travel.located) as fleet:
+            pool, usage = Pool(fleet, config), Usage(config.usage)
+            exports, names = Exports(fleet, Path(config.exports)), Names(fleet)
+            door.names = names
+            queries = Queries(config, door, pool, usage)
+            databases = Databases(config, door, pool, names, exports, self._seams)
+            application.router.routes.extend(self._routes(door, queries, databases))
+            try:
+                yield
+            finally:
+                pool.close()
+                usage.close()
+                exports.close()
+                door.audit.close()
+
+    def _routes(self, door: Door, queries: Queries, databases: Databases) -> list[BaseRoute]:
+        one = BASE + "/{database}"
+        guarded = door.guarded
+        binding = guarded(queries.binding, in_bindings_form)
+        return [
+            Route(one + "/query", guarded(queries.query), methods=["POST"]),
+            Route(one + "/raw", guarded(queries.raw), methods=["POST"]),
+            Route(one + "/export", guarded(databases.export), methods=["POST"]),
+            Route(one + "/import", guarded(databases.refuse_write), methods=["POST"]),
+            Route(one + "/time_travel/bookmark", guarded(databases.bookmark), methods=["GET"]),
+            Route(one + "/time_travel/restore", guarded(databases.restore), methods=["POST"]),
+            Route(one, guarded(databases.get), methods=["GET"]),
+            Route(one, guarded(databases.delete), methods=["DELETE"]),
+            Route(one, guarded(databases.edit), methods=["PUT", "PATCH"]),
+            Route(BASE, guarded(databases.list), methods=["GET"]),
+            Route(BASE, guarded(databases.create), methods=["POST"]),
+            Route("/binding/{database}/query", binding, methods=["POST"]),
+            Route("/binding/{database}/execute", binding, methods=["POST"]),
+            Route("/exports/{name}", guarded(databases.fetch), methods=["GET"]),
+            Route("/healthz", _health, methods=["GET"]),
+            Route("/readyz", self._ready, methods=["GET"]),
+            Route("/openapi.json", _openapi, methods=["GET"]),
+        ]
+
+    async def _ready(self, _request: Request) -> Response:
+        """Ready when every partition's first copy is whole."""
+        try:
+            states = await asyncio.to_thread(self._partitions)
+        except HeadraceError as error:
+            return Response(msgspec.json.encode({"ready": False, "error": type(error).__name__}), 503, None, JSON)
+        ready = len(states) and all(states)
+        here = {"partitions_here": len(states), "partitions_ready": sum(states)}
+        content = {"ready": bool(ready), **here}
+        return Response(msgspec.json.encode(content), 200 if ready else 503, None, JSON)
+
+    def _partitions(self) -> list[bool]:
+        with Directory(self._root) as directory:
+            return [state.ready for state in directory.partitions().values()]
+
+
+async def _health(_request: Request) -> Response:
+    return Response(b'{"ok":true}', 200, None, JSON)
+
+
+async def _openapi(_request: Request) -> Response:
+    return Response(openapi.document(), 200, None, JSON)
+
+
+async def _no_route(request: Request, error: HTTPException) -> Response:
+    path = request.scope["path"][:200]
+    if error.status_code == 404:
+        said = D1Error(f"Could not route to {path}, perhaps your object identifier is invalid?", status=404, code=7003)
+    else:
+        said = D1Error(error.detail, status=error.status_code, code=10405)
+    return Response(rendering.failure(said), said.status, error.headers, JSON)

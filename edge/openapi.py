@@ -1,0 +1,214 @@
+"""The API as an OpenAPI 3.1 document, for clients that are made from one, and for fuzzers."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Final
+
+import msgspec
+
+_PREFIX: Final = "/client/v4/accounts/{account}/d1/database"
+_STATEMENT: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["sql"],
+    "properties": {
+        "sql": {"type": "string", "description": "One or several statements; only the last may have parameters."},
+        "params": {
+            "type": ["array", "null"],
+            "items": {"anyOf": [{"type": ["string", "number", "boolean", "null"]}, {"$ref": "#/components/schemas/Bytes"}]},
+        },
+    },
+}
+
+
+def _response(result: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["result", "success", "errors", "messages"],
+        "properties": {
+            "result": result,
+            "success": {"type": "boolean"},
+            "errors": {"type": "array", "items": {"$ref": "#/components/schemas/Message"}},
+            "messages": {"type": "array", "items": {"$ref": "#/components/schemas/Message"}},
+        },
+    }
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _json(schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _operation(
+    summary: str, result: dict[str, Any], *, body: dict[str, Any] | None = None, query: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "summary": summary,
+        "parameters": [
+            *({"name": name, "in": "query", "required": False, "schema": {"type": "string"}} for name in query),
+            {"name": "x-d1-bookmark", "in": "header", "required": False, "schema": {"type": "string"}},
+        ],
+        "responses": {
+            "200": _json(_response(result), "The answer"),
+            "default": _json(_response({"type": ["array", "null"]}), "A refusal, in the same envelope"),
+        },
+        "security": [{"bearer": []}],
+    }
+    if body is not None:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    return operation
+
+
+_SCHEMAS: Final[dict[str, Any]] = {
+    "Bytes": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}},
+    "Message": {
+        "type": "object",
+        "required": ["code", "message"],
+        "properties": {"code": {"type": "integer", "minimum": 1000}, "message": {"type": "string"}},
+    },
+    "Statement": _STATEMENT,
+    "Query": {
+        "anyOf": [
+            _ref("Statement"),
+            {
+                "type": "object",
+                "required": ["batch"],
+                "properties": {"batch": {"type": "array", "items": _ref("Statement")}},
+            },
+        ]
+    },
+    "Meta": {
+        "type": "object",
+        "properties": {
+            "served_by": {"type": "string"},
+            "served_by_region": {"type": "string"},
+            "served_by_colo": {"type": "string"},
+            "served_by_primary": {"const": False},
+            "timings": {"type": "object", "properties": {"sql_duration_ms": {"type": "number"}}},
+            "duration": {"type": "number"},
+            "changes": {"const": 0},
+            "last_row_id": {"const": 0},
+            "changed_db": {"const": False},
+            "size_after": {"type": "integer"},
+            "rows_read": {"type": "integer"},
+            "rows_written": {"const": 0},
+            "total_attempts": {"const": 1},
+        },
+    },
+    "Objects": {
+        "type": "object",
+        "properties": {
+            "results": {"type": "array", "items": {"type": "object"}},
+            "success": {"const": True},
+            "meta": _ref("Meta"),
+        },
+    },
+    "Rows": {
+        "type": "object",
+        "properties": {
+            "results": {
+                "type": "object",
+                "properties": {
+                    "columns": {"type": "array", "items": {"type": "string"}},
+                    "rows": {"type": "array", "items": {"type": "array"}},
+                },
+            },
+            "success": {"const": True},
+            "meta": _ref("Meta"),
+        },
+    },
+    "Database": {
+        "type": "object",
+        "properties": {
+            "uuid": {"type": "string"},
+            "name": {"type": "string"},
+            "version": {"type": "string"},
+            "created_at": {"type": "string"},
+            "jurisdiction": {"type": ["string", "null"]},
+            "num_tables": {"type": "integer"},
+            "file_size": {"type": "integer"},
+            "running_in_region": {"type": "string"},
+            "read_replication": {"type": "object"},
+        },
+    },
+    "ExportRequest": {
+        "type": "object",
+        "properties": {
+            "output_format": {"const": "polling"},
+            "current_bookmark": {"type": ["string", "null"]},
+            "dump_options": {
+                "type": "object",
+                "properties": {
+                    "no_schema": {"type": "boolean"},
+                    "no_data": {"type": "boolean"},
+                    "tables": {"type": "array", "items": {"type": "string"}},
+                },
+            },
+        },
+    },
+    "Export": {
+        "type": "object",
+        "properties": {
+            "success": {"type": "boolean"},
+            "type": {"const": "export"},
+            "at_bookmark": {"type": "string"},
+            "messages": {"type": "array"},
+            "status": {"enum": ["active", "complete", "error"]},
+            "error": {"type": "string"},
+            "result": {"type": "object"},
+        },
+    },
+}
+
+
+@functools.cache
+def document() -> bytes:
+    """As JSON."""
+    one = _PREFIX + "/{database}"
+    listed = {"type": "array", "items": _ref("Database")}
+    paths: dict[str, Any] = {
+        _PREFIX: {
+            "get": _operation("List databases", listed, query=("name", "page", "per_page")),
+            "post": _operation("Create a database", _ref("Database"), body={"type": "object", "required": ["name"]}),
+        },
+        one: {
+            "get": _operation("Get a database, by UUID or name", _ref("Database"), query=("fields",)),
+            "delete": _operation("Delete a database", {"type": "null"}),
+        },
+        f"{one}/query": {
+            "post": _operation("Query", {"type": "array", "items": _ref("Objects")}, body=_ref("Query")),
+        },
+        f"{one}/raw": {
+            "post": _operation("Query, rows as arrays", {"type": "array", "items": _ref("Rows")}, body=_ref("Query")),
+        },
+        f"{one}/export": {"post": _operation("Export as SQL", _ref("Export"), body=_ref("ExportRequest"))},
+        f"{one}/time_travel/bookmark": {
+            "get": _operation("The bookmark now, or at a time", {"type": "object"}, query=("timestamp",))
+        },
+        f"{one}/time_travel/restore": {
+            "post": _operation("Serve it as it was", {"type": "object"}, query=("bookmark", "timestamp"))
+        },
+    }
+    for path, operations in paths.items():
+        names = ["account", *(["database"] if "{database}" in path else [])]
+        operations["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}} for name in names
+        ]
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.0",
+            "info": {
+                "title": "Headrace edge",
+                "version": "1",
+                "description": "One SQLite replica per tenant, read through Cloudflare D1's HTTP API.",
+            },
+            "paths": paths,
+            "components": {
+                "schemas": _SCHEMAS,
+                "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+            },
+        }
+    )

@@ -1,0 +1,51 @@
+"""What the API asks of others, who need not be there: made elsewhere and handed to `edge.api`.
+
+    TimeTravel    D1's time travel: bookmarks of the past, and a database taken back to one; which file is served of one
+    Lifecycle     databases before their first row, and after their last
+
+Without one, the API answers that it has no such thing, in D1's shape.
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+
+class Restored(NamedTuple):
+    """As D1 answers. `previous_bookmark` undoes it."""
+
+    bookmark: str
+    previous_bookmark: str
+    message: str
+
+
+class TimeTravel(Protocol):
+    """Called in threads. May raise HeadraceError, and D1Error for what is the client's mistake."""
+
+    def bookmark(self, tenant: str, at: datetime.datetime) -> str:
+        """The nearest bookmark at or before a moment."""
+
+    def located(self, tenant: str) -> Path | None:
+        """The file that is served of the tenant, where it is not its own replica. Asked before each read, so it is quick."""
+
+    def restore(self, tenant: str, *, bookmark: str | None, at: datetime.datetime | None) -> Restored:
+        """What is served of the tenant is as it was then, from now on. Exactly one of the two is given."""
+
+
+class Lifecycle(Protocol):
+    """Called in threads. May raise HeadraceError, and D1Error."""
+
+    def create(self, name: str) -> None:
+        """A replica is there, whole and empty. Raises D1Error when there is one."""
+
+    def delete(self, name: str) -> None:
+        """Nothing is left of it."""
+
+
+class Seams(NamedTuple):
+    """All of them."""
+
+    time_travel: TimeTravel | None = None
+    lifecycle: Lifecycle | None = None

@@ -1,0 +1,156 @@
+"""Statements of one request, run on one snapshot of one replica: results, what they cost, and nothing written.
+
+A text may hold several statements, which SQLite itself tells apart. Each has its result; all are of one commit, and the
+first error fails the request. Only the last statement of a text may have parameters (D1's rule).
+
+`rows_read` is the larger of the rows that were answered from tables and those that full scans stepped over, as SQLite counts
+them. It never says more than was read; what an aggregate steps over by an index is not in it (docs/d1-compatibility.md).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import apsw
+import msgspec
+
+from edge.d1_errors import MEMORY, NO_STATEMENT, ONLY_LAST, D1Error, invalid, of_sqlite
+from edge.guard import READONLY, Guard
+from edge.settings import EdgeConfig
+
+Param = None | bool | int | float | str | list[int]
+_FULLSCAN: Final = "SQLITE_STMTSTATUS_FULLSCAN_STEP"
+_CELL_BYTES: Final = 24
+_REMEMBERED: Final = 500
+_MIN, _MAX = -(1 << 63), (1 << 63) - 1
+
+
+class Statement(NamedTuple):
+    """A text with parameters for its last statement."""
+
+    sql: str
+    params: Sequence[Any]
+
+
+class Result(msgspec.Struct):
+    """Of one statement. `blobs`: whether some value is a BLOB."""
+
+    columns: list[str]
+    rows: list[tuple[Any, ...]]
+    duration_ms: float = 0.0
+    rows_read: int = 0
+    blobs: bool = False
+
+
+def bind(params: Sequence[Any], name: str = "params") -> list[Any]:
+    """JSON values as SQLite takes them. Raises D1Error."""
+    bound: list[Any] = []
+    for number, value in enumerate(params):
+        kind = type(value)
+        if kind is bool:
+            bound.append(int(value))
+        elif kind is list:
+            try:
+                bound.append(bytes(value))
+            except (TypeError, ValueError):
+                raise invalid(f"{name}[{number}]", "Expected an array of bytes, each from 0 to 255") from None
+        elif kind is dict:
+            raise invalid(f"{name}[{number}]", "Expected string, number, boolean, null or an array of bytes")
+        elif kind is int and not _MIN <= value <= _MAX:
+            raise invalid(f"{name}[{number}]", "An integer beyond 64 bits")
+        else:
+            bound.append(value)
+    return bound
+
+
+class Runner(Guard):
+    """One replica's connections, put under guard, and the statements that run on them. For one thread at a time."""
+
+    def __init__(self, config: EdgeConfig) -> None:
+        super().__init__(config)
+        self._most_bytes = config.result_bytes
+        self._left = 0
+        self._scanned: list[int] = []
+        self._reading: OrderedDict[str, None] = OrderedDict()
+
+    def run(self, connection: apsw.Connection, statements: Sequence[Statement]) -> list[Result]:
+        """A result for each statement, within the snapshot that the caller has begun. Raises D1Error; apsw.InterruptError
+        when somebody interrupts."""
+        self._left = self._most_bytes
+        results: list[Result] = []
+        connection.trace_v2(apsw.SQLITE_TRACE_PROFILE, self._profiled)
+        try:
+            for statement in statements:
+                self._text(connection, statement, results)
+        finally:
+            connection.trace_v2(0, None)
+        return results
+
+    def _profiled(self, event: dict[str, Any]) -> None:
+        self._scanned.append(event["stmt_status"][_FULLSCAN])
+
+    def _text(self, connection: apsw.Connection, statement: Statement, results: list[Result]) -> None:
+        before = len(results)
+        pending = False  # a statement with parameters, which must be the last
+
+        def begin(cursor: apsw.Cursor, sql: str, _bindings: object) -> bool:
+            nonlocal pending
+            if pending:
+                raise D1Error(ONLY_LAST)
+            if not cursor.is_readonly:
+                raise D1Error(READONLY)
+            if not cursor.has_vdbe:  # blanks and comments
+                return True
+            pending = cursor.bindings_count > 0
+            results.append(Result([name for name, *_ in cursor.get_description()], []))
+            reading.append(self._is_reading(sql))
+            begun.append(time.perf_counter())
+            return True
+
+        begun: list[float] = []
+        reading: list[bool] = []
+        self._scanned.clear()
+        self.wrote = self.touched = self.controlled = False
+        cursor = connection.cursor()
+        cursor.exec_trace = begin
+        try:
+            for row in cursor.execute(statement.sql, statement.params):
+                result = results[-1]
+                result.rows.append(row)
+                self._left -= _CELL_BYTES * len(row)
+                for value in row:
+                    kind = type(value)
+                    if kind is str:
+                        self._left -= len(value)
+                    elif kind is bytes:
+                        self._left -= 4 * len(value)
+                        result.blobs = True
+                if self._left < 0:
+                    raise D1Error(MEMORY)
+        except apsw.InterruptError:
+            raise
+        except apsw.Error as error:
+            raise of_sqlite(error, self) from None
+        finally:
+            ended = time.perf_counter()
+            cursor.close(True)
+        if len(results) == before:
+            raise D1Error(NO_STATEMENT)
+        for number, result in enumerate(results[before:]):
+            until = begun[number + 1] if number + 1 < len(begun) else ended
+            result.duration_ms = (until - begun[number]) * 1000
+            scanned = self._scanned[number] if number < len(self._scanned) else 0
+            result.rows_read = max(len(result.rows), scanned + 1 if scanned else 0) if reading[number] else 0
+
+    def _is_reading(self, sql: str) -> bool:
+        """Whether it reads from a table: told when it was compiled, so it is kept for as long as the compiled one may be."""
+        if self.touched:
+            self.touched = False
+            self._reading[sql] = None
+            if len(self._reading) > _REMEMBERED:
+                self._reading.popitem(last=False)
+            return True
+        return sql in self._reading

@@ -1,0 +1,83 @@
+"""`headrace edge`: the HTTP API of one machine's replicas, until a signal."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from appliers.errors import ReplicasMissing
+from appliers.reader import Directory
+from cdc.errors import HeadraceError
+from edge.seams import Seams
+from edge.server import serve
+from edge.settings import EdgeOptions
+from edge.tokens import TokenFile
+from headrace import output
+from headrace.config import Config
+from headrace.errors import CommandError
+from headrace.status_file import EdgeStatus, StatusFile
+
+log = structlog.get_logger("edge")
+
+_LOOK_S: Final = 0.2
+
+
+class PortTaken(CommandError):
+    """Nothing can listen where it should."""
+
+    default_hint = "Choose another `edge.port` or `edge.host`, or end what listens there."
+
+
+def run_edge(config: Config, level: str) -> None:
+    """Raises StateForeign, StorageUnavailable, TokenFileUnreadable, PortTaken."""
+    edge = config.edge
+    url = f"http://{edge.host}:{edge.port}"
+    status_file = StatusFile(Path(config.run.path), "edge", stage="edge")
+    try:
+        _wait_for_replicas(Path(config.replicas.path))
+        _require_port(edge.host, edge.port)
+        if edge.auth == "tokens" and not TokenFile(Path(edge.tokens)).tokens():
+            log.warning("nobody can ask yet", fix="headrace token create", tokens=edge.tokens)
+    except HeadraceError as error:
+        status_file.failed(error, retrying=False)
+        raise
+    status_file.write(EdgeStatus("serving", url, edge.workers))
+    log.info("serving", url=url, workers=edge.workers, auth=edge.auth)
+    serve(EdgeOptions(root=config.replicas.path, config=edge), partial(_prepare, config, level))
+    status_file.stopped()
+    log.info("stopped")
+
+
+def _prepare(config: Config, level: str) -> Seams:
+    """In each worker process."""
+    output.configure_logging(level=level, stage="edge")
+    from headrace.edge_lifecycle import make_seams
+
+    return make_seams(config)
+
+
+def _wait_for_replicas(root: Path) -> None:
+    told = False
+    while True:
+        try:
+            with Directory(root):
+                return
+        except ReplicasMissing as error:  # beside a first applier, which is about to make them
+            if not told:
+                log.warning("waiting for replicas", path=str(root), hint=error.hint)
+            told = True
+            time.sleep(_LOOK_S)
+
+
+def _require_port(host: str, port: int) -> None:
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise PortTaken(f"Cannot listen: {os.strerror(error.errno or 0)}", host=host, port=port) from error

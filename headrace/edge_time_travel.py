@@ -1,0 +1,62 @@
+"""Time travel through the HTTP API: what `headrace time-travel` does, for D1's clients. The other half is `edge.seams`."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Final
+
+from appliers.errors import BookmarkInvalid, TimeTravelError
+from appliers.place import CLONES, is_missing, replica_path
+from appliers.reader import Directory
+from appliers.timetravel import pins
+from edge.d1_errors import D1Error
+from edge.seams import Restored
+from headrace import time_travel
+from headrace.config import Config
+from headrace.time_travel import Wanted
+
+LIVE: Final = "live"
+"""What D1 has not: no bookmark, but the replica that goes on."""
+
+
+class PastOfReplicas:
+    """Of the replicas of this machine, in a worker process."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises ReplicasMissing, StateForeign, StorageUnavailable."""
+        self._config = config
+        self._root = Path(config.replicas.path)
+        with Directory(self._root) as directory:
+            self._partitions = directory.partition_count
+
+    def located(self, tenant: str) -> Path | None:
+        """What the tenant is pinned to, or a clone of this name. Raises StorageUnavailable."""
+        path = replica_path(self._root, tenant, self._partitions)
+        served = pins.served(path)
+        if served != path:
+            return served
+        clone = self._root / CLONES / path.name
+        return clone if is_missing(path) and clone.exists() else None
+
+    def bookmark(self, tenant: str, at: datetime.datetime) -> str:
+        """At or before a moment. Raises D1Error, HeadraceError."""
+        try:
+            return time_travel.info(self._config, tenant, Wanted(timestamp=at.isoformat())).bookmark
+        except TimeTravelError as error:
+            raise D1Error(error.message) from error
+
+    def restore(self, tenant: str, *, bookmark: str | None, at: datetime.datetime | None) -> Restored:
+        """Exactly one of the two is given; the bookmark `live` resumes the live replica. Raises D1Error, HeadraceError."""
+        if bookmark == LIVE:
+            resumed = time_travel.resume(self._config, tenant)
+            return Restored(LIVE, resumed.previous_bookmark, resumed.message)
+        wanted = Wanted(bookmark=bookmark) if bookmark is not None else Wanted(timestamp=at.isoformat() if at else "")
+        try:
+            done = time_travel.restore(self._config, tenant, wanted)
+        except BookmarkInvalid as error:
+            raise D1Error(f"Invalid bookmark: {error.message}", code=7400) from error
+        except TimeTravelError as error:
+            raise D1Error(error.message) from error
+        assert done.bookmark is not None
+        return Restored(done.bookmark, done.previous_bookmark, done.message)
