@@ -333,16 +333,19 @@ class Replica:
                     migration.drop_table(self._conn, name)
                 for plan in behind:
                     migration.migrate(self._conn, plan, lambda oid: self._catalog.was_gone(oid, self._catalog.place[:2]))
+                replica.note_followed(self._conn, *self._catalog.place[:2])
             self._commit()
 
     def leave_dropped(self, at: tuple[int, int]) -> None:
         """Tables that are no more since before (generation, commit_lsn), up to which all was applied, go, and with them what
         a held tenant may be waiting for. Not in the midst of a transaction. Raises as `apply`."""
         with self._rolled_back():
-            self._drop_gone(at)
+            if self._drop_gone(at):
+                replica.note_followed(self._conn, *self._catalog.place[:2])
             self._commit()
 
-    def _drop_gone(self, at: tuple[int, int]) -> None:
+    def _drop_gone(self, at: tuple[int, int]) -> bool:
+        """Whether there was any."""
         here = migration.shapes(self._conn)
         dropped = {oid: place for oid in here if (place := self._catalog.dropped_at(oid)) is not None}
         gone = [oid for oid, place in dropped.items() if place[:2] < at]
@@ -356,6 +359,7 @@ class Replica:
             self._plans = {digest: plan for digest, plan in self._plans.items() if plan.relation.oid != oid}
         if len(gone) == len(dropped):
             self._drops_seen = self._catalog.drops
+        return bool(gone)
 
     def holds_rows(self, digests: Sequence[int] | None = None) -> bool:
         """Whether any of these tables, or any at all, is here and not empty. Raises as `apply`."""

@@ -2,7 +2,7 @@
 
 The file is an ordinary SQLite database in WAL mode that stock SQLite opens. Beside the source's tables it holds
 
-    _headrace_meta       format, tenant, rewritten, resynced
+    _headrace_meta       format, tenant, rewritten, resynced, followed
     _headrace_position   one row: what has been applied (`appliers.position`)
     _headrace_tables     one row a table: the shape it has now
     _headrace_columns    one row a column: its Postgres type, by which `appliers.pgtext` tells what Postgres printed
@@ -232,6 +232,19 @@ def resynced_by(conn: apsw.Connection) -> str | None:
 def note_resync(conn: apsw.Connection, attempt: str) -> None:
     """Which resync has made it. Raises apsw.Error."""
     conn.execute("insert or replace into _headrace_meta values ('resynced', ?)", (attempt,))
+
+
+def followed_to(conn: apsw.Connection) -> tuple[int, int]:
+    """(generation, commit_lsn) of the last change of the tables that it followed without rows; (0, 0): of none. Its position
+    does not tell. Raises apsw.Error."""
+    found = conn.execute("select value from _headrace_meta where name = 'followed'").get
+    generation, _, lsn = str(found or "0:0").partition(":")
+    return int(generation), int(lsn)
+
+
+def note_followed(conn: apsw.Connection, generation: int, commit_lsn: int) -> None:
+    """Its tables are as of there. Raises apsw.Error."""
+    conn.execute("insert or replace into _headrace_meta values ('followed', ?)", (f"{generation}:{commit_lsn}",))
 
 
 def rewrite(conn: apsw.Connection, position: str) -> bool:

@@ -126,7 +126,7 @@ def _on_a_server(options: argparse.Namespace, shape: Shape, report: Report) -> N
         if "resync" in options.parts:
             latency.beside_a_resync(workspace, report, options.rate, options.seconds, logs, options.appliers)
         if "travel" in options.parts:
-            time_travel.run(workspace, report, logs)
+            time_travel.run(workspace, report, options.rows, logs)
         if "large" in options.parts:
             large_transaction.run(workspace, report, options.large_rows, logs)
 

@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -40,8 +40,6 @@ from headrace.config import SnapshotsConfig
 
 PART: Final = "travel"
 _WHO: Final = "tenant"
-_ROWS: Final = 100_000
-_CHANGES: Final = 10_000
 _EACH: Final = 10
 """Rows a transaction."""
 _RESTORES: Final = 20
@@ -58,12 +56,20 @@ _SCHEMA: Final = Schema(1, 1, digest_of(_TABLE, "products"), _TABLE, "products",
 _DEFAULTS: Final = SnapshotsConfig()
 
 
-def run(workspace: Workspace, report: Report, logs: Sequence[str]) -> None:
-    """Everything that this part measures."""
+class _Size(NamedTuple):
+    """Of the tenant: its rows, and the changes of it and of each neighbour."""
+
+    rows: int
+    changes: int
+
+
+def run(workspace: Workspace, report: Report, rows: int, logs: Sequence[str]) -> None:
+    """Everything that this part measures; a tenth of `--rows` are the tenant's, a hundredth are changed."""
+    size = _Size(max(10, rows // 10), max(2 * _EACH, rows // 100))
     lines = []
     for kind in logs:
         for neighbours in _NEIGHBOURS:
-            measured = _measured(workspace, kind, neighbours)
+            measured = _measured(workspace, kind, neighbours, size)
             report.add(measured)
             more = measured.more
             lines.append(
@@ -82,16 +88,16 @@ def run(workspace: Workspace, report: Report, logs: Sequence[str]) -> None:
         of_kind = [m.more["restore, median s"] for m in report.of(PART) if m.contender.startswith(f"{kind},")]
         report.grow("travel neighbours x", of_kind[-1] / of_kind[0])
     report.table(
-        f"A tenant of {_ROWS:,} rows, {_CHANGES:,} changes later, to {_RESTORES} random times",
+        f"A tenant of {size.rows:,} rows, {size.changes:,} changes later, to {_RESTORES} random times",
         ("log", "busy neighbours", "restore s", "longest", "without a store", "undo ms", "resume ms", "upkeep of CPU"),
         lines,
     )
 
 
-def _measured(workspace: Workspace, kind: str, neighbours: int) -> Measurement:
+def _measured(workspace: Workspace, kind: str, neighbours: int, size: _Size) -> Measurement:
     directory = workspace.new_directory("travel")
     log = msgspec.structs.replace(workspace.new_log(kind), partitions=1)
-    times = _write(log, neighbours)
+    times = _write(log, neighbours, size)
     plain = _apply(log, directory / "plain", Handover())
     store = open_store(str(directory / "store"))
     bounds = Bounds(_DEFAULTS.changes, _DEFAULTS.bytes, _DEFAULTS.age_s, _DEFAULTS.at_once)
@@ -102,7 +108,7 @@ def _measured(workspace: Workspace, kind: str, neighbours: int) -> Measurement:
     path = replica_path(directory / "kept", _WHO, 1)
     took, undo, resume = _ride(log, store, path, times)
     alone, _, _ = _ride(log, None, path, times[:3] if neighbours < max(_NEIGHBOURS) else times[:1])
-    rows = _ROWS + (1 + neighbours) * _CHANGES
+    rows = size.rows + (1 + neighbours) * size.changes
     return Measurement(
         part=PART,
         contender=f"{kind}, {neighbours} neighbours",
@@ -157,24 +163,24 @@ def _apply(log: LogConfig, root: Path, handover: Handover) -> float:
         return time.process_time() - begun
 
 
-def _write(log: LogConfig, neighbours: int) -> list[int]:
+def _write(log: LogConfig, neighbours: int, size: _Size) -> list[int]:
     """The log's records; answers the moments to go to, Unix microseconds."""
     others = [f"neighbour-{number}" for number in range(neighbours)]
     lsn = 100
     with open_writer(log) as writer:
         _append(writer, None, CopyBegin(1, 1, "system", 1, "slot"))
         _append(writer, None, _SCHEMA)
-        for number, first in enumerate(range(0, _ROWS, 1000)):
-            rows = [_rows(0, range(first, first + 1000))]
+        for number, first in enumerate(range(0, size.rows, 1000)):
+            rows = [_rows(0, range(first, min(size.rows, first + 1000)))]
             _append(writer, _WHO, Changes(1, 50, FIRST_COPY_CHUNK + number, True, 1, 0, 0, rows))
-        _append(writer, None, CopyEnd(1, 50, 1, _ROWS))
+        _append(writer, None, CopyEnd(1, 50, 1, size.rows))
         writer.flush(60)
         time.sleep(0.01)
         start_us = now_us = time.time_ns() // 1000
-        for turn in range(_CHANGES // _EACH):
+        for turn in range(size.changes // _EACH):
             for tenant in (_WHO, *others):
                 lsn, now_us = lsn + 8, max(now_us + 1, time.time_ns() // 1000)
-                ids = [(turn * 7919 + number * 104_729) % _ROWS for number in range(_EACH)]
+                ids = [(turn * 7919 + number * 104_729) % size.rows for number in range(_EACH)]
                 _append(writer, tenant, Changes(1, lsn, 0, True, 1, lsn, now_us, [_rows(turn, ids)]))
         _append(writer, None, Progress(1, lsn + 8, 1, time.time_ns() // 1000, "system", 1, "slot"))
         writer.flush(60)

@@ -115,11 +115,6 @@ class Past:
         return bool(self.bases) or any(self.tenant in self.index(n).blocks for n in range(len(self.segments)))
 
     @property
-    def recorded(self) -> int:
-        """Below which offset all is in segments; 0: none is."""
-        return self.segments[-1][0].next if self.segments else 0
-
-    @property
     def is_whole(self) -> bool:
         """Whether what is covered goes back to the first record that there was, or the log does before any segment, which
         then says whether a first copy begins there."""

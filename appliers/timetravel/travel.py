@@ -29,7 +29,7 @@ from appliers.history.reading import Base, Past, Slice
 from appliers.making import Attempt, Making
 from appliers.reader import position_in
 from appliers.replay import Given, TenantReplay
-from appliers.replica import storage_error
+from appliers.replica import followed_to, open_read_only, storage_error
 from appliers.resync import PREFIX as RESYNC
 from appliers.snapshots.copying import unpack
 from appliers.snapshots.store import Store
@@ -48,6 +48,10 @@ _CLOCKS_MS: Final = 600_000
 
 
 _END: Final = Position(1 << 62, 0, 0)
+
+
+class _Beyond(Exception):
+    """The snapshot's tables are as of behind the place."""
 
 
 class Event(NamedTuple):
@@ -174,24 +178,20 @@ class Travel:
     def build(self, point: Position, path: Path) -> AsOf:
         """Make the tenant's replica as of a place in a file that is not there yet, whole, checked, and on its own: without
         a WAL. Raises PointTooEarly, PointNotReached, TenantUnknown, TenantError, StorageUnavailable."""
-        base = self._base(point)
-        try:
-            found = self._build(point, path, base)
-        except BaseException:
-            versions.remove_file(path)
-            raise
-        return found
+        for base in self._bases(point):
+            try:
+                return self._build(point, path, base)
+            except _Beyond:
+                versions.remove_file(path)
+            except BaseException:
+                versions.remove_file(path)
+                raise
+        raise PointTooEarly("So far back nothing says what the tenant had", tenant=self._past.tenant)
 
-    def _base(self, point: Position) -> Base | None:
-        """The newest snapshot that is not behind a place. A replica whose tables followed those of the source is behind it,
-        though its position may not be: one that was taken before the log came to the place is preferred."""
-        past = self._past
-        usable = [base for base in past.usable_bases() if base.taken.position <= point]
-        before = next((span.first for span, _, _ in past.segments if span.last > point), past.recorded)
-        early = [base for base in usable if base.taken.offset <= before]
-        if early:
-            return early[-1]
-        return usable[-1] if usable and not past.is_whole else None
+    def _bases(self, point: Position) -> list[Base | None]:
+        """Snapshots that are not behind a place, the newest first; None: the first copy, if history goes back to one."""
+        usable = [base for base in self._past.usable_bases() if base.taken.position <= point]
+        return [*reversed(usable), *([None] if self._past.is_whole or not self._past.segments else [])]
 
     def _build(self, point: Position, path: Path, base: Base | None) -> AsOf:
         with self._replaying(path, base, point) as steps:
@@ -228,6 +228,9 @@ class Travel:
         if base is not None:
             assert self._store is not None
             unpack(self._store, base.key, base.taken.position, path, self._past.tenant)
+            with closing(open_read_only(path)) as conn:
+                if followed_to(conn) > point[:2]:
+                    raise _Beyond  # its tables have followed those of the source further than its rows
         return _Steps(self._past, Catalog(self._overrides), path, base, point, one_by_one=one_by_one)
 
     def _require_reached(self, point: Position, replay: TenantReplay | None) -> None:

@@ -211,13 +211,14 @@ def test_a_quarantined_tenant_stays_so_with_its_next_owner(site: Site) -> None:
     site.write(*((tenant, insert(12, "poison")) for tenant in TENANTS))
     one = site.start("one")
     site.wait_applied(one)
-    assert one.worker.status.quarantined == len(TENANTS)
+    wait_until(lambda: one.worker.status.quarantined == len(TENANTS), "all have stopped")
     two = site.start("two")
     wait_until(is_shared_out(one, two), "each has two")
     site.write(*((tenant, insert(20, 2)) for tenant in TENANTS), progress(21))
     site.wait_applied(one, two)
     assert [site.ids(tenant) for tenant in TENANTS] == [[1]] * len(TENANTS)
-    assert one.worker.status.quarantined + two.worker.status.quarantined == len(TENANTS)
+    both = (one.worker.status, two.worker.status)
+    wait_until(lambda: sum(status.quarantined for status in both) == len(TENANTS), "each is one's")
     assert two.worker.status.quarantined > 0
 
 
