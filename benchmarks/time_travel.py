@@ -43,6 +43,7 @@ _WHO: Final = "tenant"
 _EACH: Final = 10
 """Rows a transaction."""
 _RESTORES: Final = 20
+_TURNS: Final = 3
 _NEIGHBOURS: Final = (1, 10, 100)
 _COLUMNS: Final = (("id", 20), ("name", 25), ("price", 701), ("stock", 23), ("at", 1184))
 _TABLE: Final = Relation(
@@ -98,14 +99,17 @@ def _measured(workspace: Workspace, kind: str, neighbours: int, size: _Size) -> 
     directory = workspace.new_directory("travel")
     log = msgspec.structs.replace(workspace.new_log(kind), partitions=1)
     times = _write(log, neighbours, size)
-    plain = _apply(log, directory / "plain", Handover())
-    store = open_store(str(directory / "store"))
     bounds = Bounds(_DEFAULTS.changes, _DEFAULTS.bytes, _DEFAULTS.age_s, _DEFAULTS.at_once)
-    handover = SnapshotHandover(store, bounds, interval_s=2.0, retention=Retention(30 * 86_400_000))
-    begun = time.monotonic()
-    cpu_s = _apply(log, directory / "kept", handover)
-    seconds = time.monotonic() - begun
-    path = replica_path(directory / "kept", _WHO, 1)
+    plain, with_store, seconds = list[float](), list[float](), 0.0
+    for turn in range(_TURNS):  # one after the other, since the machine is not always the same
+        plain.append(_apply(log, directory / f"plain-{turn}", Handover()))
+        store = open_store(str(directory / f"store-{turn}"))
+        handover = SnapshotHandover(store, bounds, interval_s=2.0, retention=Retention(30 * 86_400_000))
+        begun = time.monotonic()
+        with_store.append(_apply(log, directory / f"kept-{turn}", handover))
+        seconds = time.monotonic() - begun
+    cpu_s = min(with_store)
+    path = replica_path(directory / f"kept-{_TURNS - 1}", _WHO, 1)
     took, undo, resume = _ride(log, store, path, times)
     alone, _, _ = _ride(log, None, path, times[:3] if neighbours < max(_NEIGHBOURS) else times[:1])
     rows = size.rows + (1 + neighbours) * size.changes
@@ -121,7 +125,7 @@ def _measured(workspace: Workspace, kind: str, neighbours: int, size: _Size) -> 
             "from the log, s": statistics.median(alone),
             "undo, s": undo,
             "resume, s": resume,
-            "upkeep": cpu_s / plain - 1,
+            "upkeep": cpu_s / min(plain) - 1,
         },
     )
 
@@ -185,7 +189,7 @@ def _write(log: LogConfig, neighbours: int, size: _Size) -> list[int]:
         _append(writer, None, Progress(1, lsn + 8, 1, time.time_ns() // 1000, "system", 1, "slot"))
         writer.flush(60)
     pick = random.Random(1)
-    return [pick.randrange(start_us + 2000, now_us) for _ in range(_RESTORES)]
+    return [pick.randint(start_us + 1, now_us) for _ in range(_RESTORES)]
 
 
 def _rows(turn: int, ids: Iterable[int]) -> Run:

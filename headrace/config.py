@@ -108,9 +108,9 @@ class SnapshotsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     tenant_days: dict[str, Annotated[float, Meta(ge=0)]] = {}
     """The same for some tenants, such as those of a plan: a tenant's id, or a pattern of ids such as `free-*`, and its days.
     The first that fits counts."""
-    changes: Count = 10_000
+    changes: Count = 50_000
     """Changed rows of a tenant after which it is copied."""
-    bytes: Annotated[int, Meta(ge=65536)] = 16 << 20
+    bytes: Annotated[int, Meta(ge=65536)] = 32 << 20
     """Bytes of a tenant's records in the log after which it is copied."""
     age_s: Positive = 900.0
     """How long the oldest change of a tenant may wait for a copy: what a new owner of its partition reads again."""

@@ -1,7 +1,8 @@
 """What an applier reads of the log, in segments. `read` and `step` are the applier's thread's; storing is another's.
 
-Records wait in a nameless file on disk until there are enough of them. Each partition's first segment since it came here is
-stored early: it says what tables there were, and from there on the history holds by itself.
+Records wait in memory, and beyond a bound over all partitions in nameless files, until there are enough of them. Each
+partition's first segment since it came here is stored early: it says what tables there were, and from there on the history
+holds by itself.
 Invariant: a segment is stored with every record from its first offset to its last. What waits when the applier dies is in
 the log; when the object store cannot be reached for long, what is beyond `_MOST_BYTES` is left to the log too.
 """
@@ -9,9 +10,10 @@ the log; when the object store cannot be reached for long, what is beyond `_MOST
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +33,7 @@ log = structlog.get_logger("applier")
 
 SEGMENT_BYTES: Final = 16 << 20
 _MOST_BYTES: Final = 256 << 20
+_MEMORY_BYTES: Final = 32 << 20
 
 
 class _Segment:
@@ -41,8 +44,40 @@ class _Segment:
         self.begin = self.end = begin
         self.tables = tables
         self.due = due
-        self.spool = Spool(directory)
+        self.kept: list[Record] = []
+        self.kept_bytes = 0
         self.bytes = 0
+        self._directory = directory
+        self._spool: Spool | None = None
+
+    def add(self, records: list[Record]) -> None:
+        """In the order of the log."""
+        self.kept += records
+        size = sum(len(record.value) for record in records)
+        self.kept_bytes += size
+        self.bytes += size
+        self.next = records[-1].offset + 1
+
+    def spill(self) -> None:
+        """What is in memory goes to disk. Raises StorageUnavailable."""
+        if self._spool is None:
+            self._spool = Spool(self._directory)
+        self._spool.put(self.kept)
+        self.kept, self.kept_bytes = [], 0
+
+    def records(self) -> Iterator[list[Record]]:
+        """All of them, again and again. Raises StorageUnavailable."""
+        if self._spool is not None:
+            self._spool.rewind()
+            while some := self._spool.take():
+                yield some
+        yield self.kept
+
+    def close(self) -> None:
+        """Nobody stores it."""
+        self.kept = []
+        if self._spool is not None:
+            self._spool.close()
 
 
 class _Recorded:
@@ -60,7 +95,7 @@ class _Recorded:
         """Nobody stores them."""
         for segment in (self.filling, self.storing):
             if segment is not None:
-                segment.spool.close()
+                segment.close()
 
 
 class Recorder:
@@ -107,12 +142,20 @@ class Recorder:
             news = [record for record in some if record.offset >= filling.next]
             if not news:
                 continue
-            filling.spool.put(news)
-            filling.bytes = filling.spool.waiting
-            filling.next = news[-1].offset + 1
+            filling.add(news)
             filling.end = _state(states[partition])
             if filling.bytes >= SEGMENT_BYTES:
                 self._store_next(partition, recorded)
+        self._spill()
+
+    def _spill(self) -> None:
+        """The memory of all stays bounded: the most goes to disk first."""
+        filling = [recorded.filling for recorded in self._partitions.values()]
+        total = sum(segment.kept_bytes for segment in filling)
+        while total > _MEMORY_BYTES:
+            largest = max(filling, key=attrgetter("kept_bytes"))
+            total -= largest.kept_bytes
+            largest.spill()
 
     def step(self) -> bool:
         """Store what is due; whether something was stored."""
@@ -200,9 +243,11 @@ class Recorder:
             if filling.bytes > _MOST_BYTES:
                 log.warning("history is left to the log", partition=partition, records_from=filling.first)
                 recorded.filling = self._next(filling)
-                filling.spool.close()
+                filling.close()
             filling.due = time.monotonic() + 1.0
             return
+        if any(other.running is not None for other in self._partitions.values()):
+            filling.spill()  # the thread is busy: only one waits for it in memory
         recorded.storing, recorded.filling = filling, self._next(filling)
         self._start(partition, recorded)
 
@@ -221,7 +266,7 @@ class Recorder:
             recorded.retry_at = now + self._first_s
             return False
         assert recorded.storing is not None
-        recorded.storing.spool.close()
+        recorded.storing.close()
         recorded.storing = None
         return True
 
@@ -230,8 +275,7 @@ class Recorder:
     def _put(self, partition: int, segment: _Segment, erased: Mapping[str, int]) -> None:
         """Raises what the store raises, HistoryUnreadable among it, StorageUnavailable."""
         gathered = Gathered(segment.first, erased)
-        segment.spool.rewind()
-        while records := segment.spool.take():
+        for records in segment.records():
             gathered.add(records)
         keys = self._keys(partition)
         at, tables = self._tables_at.get(partition, (-1, segments.NOTHING))

@@ -15,7 +15,7 @@ from appliers.history.recorder import Recorder
 from appliers.history.segments import EVERYBODY, HEAD_BYTES, Gathered, Index, Span, State
 from appliers.place import SHARED_NAME
 from appliers.snapshots.keys import PartitionKeys, span_of
-from appliers.snapshots.store import open_store
+from appliers.snapshots.store import Store, open_store
 from appliers.state import PartitionState, Tables
 from fanout import envelope
 from fanout.envelope import Changes, Envelope, Position, Progress, Truncate
@@ -140,6 +140,25 @@ def test_what_was_read_is_stored_without_a_gap(recorder: Recorder, tmp_path: Pat
     assert spans(tmp_path) == [(3, 6)]
     recorder.give([7], time.monotonic() + 10)
     assert spans(tmp_path) == [(3, 6), (6, 9)]
+
+
+def test_memory_is_bounded(recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is beyond the bound waits on disk, and is stored all the same, in order."""
+    monkeypatch.setattr("appliers.history.recorder._MEMORY_BYTES", 100)
+    state = PartitionState(7, 3, 1, True, 9)
+    recorder.take(state)
+    for one in RECORDS:
+        recorder.read({7: [one]}, {7: state})
+    recorder.give([7], time.monotonic() + 10)
+    store = open_store(str(tmp_path / "store"))
+    [stored] = store.list(KEYS.history)
+    assert read(content_of(store, stored.key))[1] == {"a": [3, 8], "b": [5], EVERYBODY: [4], SHARED_NAME: [7]}
+
+
+def content_of(store: Store, key: str) -> bytes:
+    content = store.get(key)
+    assert content is not None
+    return content
 
 
 def test_a_store_that_fails_is_asked_again(recorder: Recorder, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_large_transaction_is_measured(tmp_path: Path) -> None:
 @pytest.mark.postgres
 @needs_postgres
 def test_copies_and_what_mends_them_are_measured(tmp_path: Path) -> None:
-    """The first copy, verify, recovery after a lost slot, a large tenant made anew beside others, and one taken back in time."""
+    """The first copy, verify, recovery after a lost slot, a large tenant made anew, and one taken back in time."""
     report = bench(tmp_path, "copy", "resync", "travel", "--logs=embedded", "--seconds=3", "--rate=50")
 
     named = {t.figure for t in TARGETS if t.figure.split()[0] in ("first", "verify", "recovery", "resync", "travel")}
