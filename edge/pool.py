@@ -50,6 +50,7 @@ class Answer(NamedTuple):
     results: list[Result]
     bookmark: str
     bytes: int
+    pinned: bool
 
 
 class Session:
@@ -82,7 +83,7 @@ class Session:
                     raise
             if watch.over:
                 raise apsw.InterruptError
-            return Answer(results, replica.bookmark, replica.bytes)
+            return Answer(results, replica.bookmark, replica.bytes, replica.is_pinned)
         finally:
             replica.end()
 

@@ -24,6 +24,8 @@ from edge.usage import Usage
 
 BOOKMARK: Final = "x-d1-bookmark"
 BINDING_BOOKMARK: Final = "x-cf-d1-session-commit-token"
+PINNED: Final = "x-headrace-pinned"
+"""There when what was read is not live: the tenant was taken back in time, or it is a clone."""
 BIGINT: Final = "x-headrace-bigint"
 _CONSTRAINTS: Final = ("", "first-unconstrained", "first-primary")
 _SAID_BY_STATUS: Final = (401, 403, 404, 413, 429, 500, 503)
@@ -52,11 +54,11 @@ class Queries:
         statements = requests.query(await content_of(request))
         render = self._render(Form(raw, request.headers.get(BIGINT) == "string"))
 
-        def finish(answer: Answer) -> tuple[bytes, str]:
-            return self._counted(tenant, statements, answer, rendering.ok(render(answer)))
+        def finish(answer: Answer) -> tuple[bytes, dict[str, str]]:
+            return self._counted(tenant, statements, answer, rendering.ok(render(answer)), BOOKMARK)
 
-        content, bookmark = await self._pool.run(tenant, statements, _wanted(request), finish)
-        return Response(content, 200, {BOOKMARK: bookmark}, JSON)
+        content, headers = await self._pool.run(tenant, statements, _wanted(request), finish)
+        return Response(content, 200, headers, JSON)
 
     async def binding(self, request: Request) -> Response:
         """One statement or several; results in the format that the client in the Worker wants."""
@@ -65,20 +67,25 @@ class Queries:
         tenant = await self._door.tenant(request, self._door.access(request))
         statements, many = requests.binding(await content_of(request))
 
-        def finish(answer: Answer) -> tuple[bytes, str]:
+        def finish(answer: Answer) -> tuple[bytes, dict[str, str]]:
             rendered = render(answer)
             if wanted == "NONE":
                 for one in rendered:
                     one["results"] = []
             content = msgspec.json.encode(rendered if many else rendered[-1])
-            return self._counted(tenant, statements, answer, content)
+            return self._counted(tenant, statements, answer, content, BINDING_BOOKMARK)
 
-        content, bookmark = await self._pool.run(tenant, statements, _wanted(request), finish)
-        return Response(content, 200, {BINDING_BOOKMARK: bookmark}, JSON)
+        content, headers = await self._pool.run(tenant, statements, _wanted(request), finish)
+        return Response(content, 200, headers, JSON)
 
-    def _counted(self, tenant: str, statements: Sequence[Statement], answer: Answer, content: bytes) -> tuple[bytes, str]:
+    def _counted(
+        self, tenant: str, statements: Sequence[Statement], answer: Answer, content: bytes, header: str
+    ) -> tuple[bytes, dict[str, str]]:
         self._usage.note(tenant, statements, answer.results, len(content), answer.bytes)
-        return content, answer.bookmark
+        headers = {header: answer.bookmark}
+        if answer.pinned:
+            headers[PINNED] = "true"
+        return content, headers
 
     def _render(self, form: Form) -> Callable[[Answer], list[dict[str, Any]]]:
         render = self._forms.get(form)

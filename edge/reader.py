@@ -120,6 +120,12 @@ class Reader:
             return self._replica.bookmark
 
     @property
+    def is_pinned(self) -> bool:
+        """Whether the tenant is not read live, but was taken back in time; or it is a clone. Raises as `snapshot`."""
+        with self.snapshot():
+            return self._replica.is_pinned
+
+    @property
     def lag_s(self) -> float:
         """For how many seconds at most the source may have gone on without this replica. Raises as `snapshot`."""
         with self.snapshot():

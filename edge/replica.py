@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -31,6 +32,7 @@ from appliers.position import TenantPosition
 from appliers.progress import ProgressReader
 from appliers.reader import Directory, ReplicaReader
 from appliers.replica import storage_error
+from appliers.timetravel import pins
 from appliers.timetravel.bookmarks import Bookmarks
 from appliers.versions import wal_of
 from edge.bookmark import Place, bookmark_of
@@ -62,15 +64,15 @@ class Fleet:
     `partition`, `reached` and `missing`."""
 
     def __init__(self, root: Path, locate: Callable[[str], Path | None] | None = None) -> None:
-        """`locate`: the file that is served of a tenant where it is not its own replica (time travel); None: its own. Asked
-        before each read.
+        """`locate`: the file that is served of a tenant where it is not its own replica, asked before each read; by default
+        what it is pinned to (`appliers.timetravel.pins`).
 
         Raises ReplicasMissing, StateForeign, StorageUnavailable.
         """
         self.root = root
         self.directory = Directory(root)
         self.partitions = self.directory.partition_count
-        self._locate = locate
+        self._locate = locate or partial(pins.located, root, self.partitions)
         self._progress = ProgressReader(root)
 
     def partition(self, tenant: str) -> int:
@@ -87,7 +89,7 @@ class Fleet:
 
     def located(self, tenant: str) -> Path | None:
         """The file that is served in place of the tenant's replica, if one is."""
-        return self._locate(tenant) if self._locate is not None else None
+        return self._locate(tenant)
 
     def reached(self, tenant: str) -> tuple[Place, int]:
         """How far the tenant's partition is, and when the relay was there (Unix microseconds): (0, 0), 0 if nobody knows."""
@@ -197,6 +199,11 @@ class Replica:
             self._guard.ours = False
 
     @property
+    def is_pinned(self) -> bool:
+        """Whether what `begin` found is not the live replica, but as of a place in its past."""
+        return self._located is not None
+
+    @property
     def place(self) -> Place:
         """How far what `begin` found is: the tenant's own last transaction, or further where its partition is known."""
         own = Place(self.position.position.generation, self.position.position.commit_lsn)
@@ -205,7 +212,9 @@ class Replica:
     @property
     def bookmark(self) -> str:
         """`place` as a text."""
-        return bookmark_of(self.bookmarks, self.place)
+        own, place = self.position.position, self.place
+        # its own last place also says whether that is of the first copy
+        return self.bookmarks.of(own) if place == own[:2] else bookmark_of(self.bookmarks, place)
 
     @property
     def as_of_us(self) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final
 
 from appliers.errors import BookmarkInvalid, TimeTravelError
-from appliers.place import CLONES, is_missing, replica_path
 from appliers.reader import Directory
 from appliers.timetravel import pins
 from edge.d1_errors import D1Error
@@ -32,12 +31,7 @@ class PastOfReplicas:
 
     def located(self, tenant: str) -> Path | None:
         """What the tenant is pinned to, or a clone of this name. Raises StorageUnavailable."""
-        path = replica_path(self._root, tenant, self._partitions)
-        served = pins.served(path)
-        if served != path:
-            return served
-        clone = self._root / CLONES / path.name
-        return clone if is_missing(path) and clone.exists() else None
+        return pins.located(self._root, self._partitions, tenant)
 
     def bookmark(self, tenant: str, at: datetime.datetime) -> str:
         """At or before a moment. Raises D1Error, HeadraceError."""

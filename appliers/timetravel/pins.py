@@ -25,7 +25,7 @@ from typing import Final
 import msgspec
 
 from appliers.errors import StorageUnavailable
-from appliers.place import SUFFIX
+from appliers.place import CLONES, SUFFIX, replica_path
 from cdc import failpoints
 
 _PIN: Final = ".pin"
@@ -71,6 +71,17 @@ def served(path: Path) -> Path:
         return path
     now = pin_of(path).now
     return path.with_name(now.file) if now.file else path
+
+
+def located(root: Path, partitions: int, tenant: str) -> Path | None:
+    """What readers of a tenant get in place of its live replica: what it is pinned to, or the clone of this name; None: the
+    live one. Raises StorageUnavailable."""
+    path = replica_path(root, tenant, partitions)
+    pinned = served(path)
+    if pinned != path:
+        return pinned
+    clone = root / CLONES / path.name
+    return clone if not path.exists() and clone.exists() else None
 
 
 def new_file(path: Path) -> Path:

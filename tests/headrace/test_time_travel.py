@@ -12,6 +12,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
+import edge
 from appliers.place import replica_path
 from appliers.reader import Directory
 from fanout.log import LogConfig
@@ -172,6 +173,15 @@ def test_over_http_as_d1s_clients_do_it(pipeline: Pipeline, operator: Operator) 
     assert bookmark == operator.json("time-travel", "info", WHO, "--timestamp", before)["bookmark"]
     done = ask("POST", f"{WHO}/time_travel/restore", params={"bookmark": bookmark})
     assert (done["bookmark"], balance(WHO)) == (bookmark, 0)
+    answer = httpx.post(f"{url}/client/v4/accounts/mine/d1/database/{WHO}/query", json={"sql": "select 1"})
+    assert (answer.headers["x-headrace-pinned"], answer.headers["x-d1-bookmark"]) == ("true", bookmark)
+    with edge.open(pipeline.root, WHO) as reader, edge.open(pipeline.root, "before") as clone:
+        query = "select balance from accounts where id = 2"
+        assert (reader.first(query), reader.is_pinned) == (clone.first(query), True) == ((0,), True)
+        operator.ask("time-travel", "undo", WHO)
+        assert (reader.first(query), reader.is_pinned) == ((5,), False)
+        operator.ask("time-travel", "undo", WHO)
+        assert (reader.first(query), reader.is_pinned) == ((0,), True)
     ask("POST", f"{WHO}/time_travel/restore", params={"bookmark": done["previous_bookmark"]})
     assert balance(WHO) == 5
     ask("POST", f"{WHO}/time_travel/restore", params={"timestamp": before})
