@@ -261,8 +261,3 @@ NOTHING: Final = Known([], [], None)
 def known(tables: Tables) -> Known:
     """What the appliers' state has -> what is stored."""
     return Known(tables.schemas, tables.dropped, tables.facts)
-
-
-def sizes(index: Index) -> Mapping[str, int]:
-    """Tenant -> bytes in the object."""
-    return {name: block.length for name, block in index.blocks.items()}
