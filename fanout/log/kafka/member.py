@@ -34,6 +34,7 @@ from fanout.log.kafka.questions import Questions, record_of
 _CHUNK: Final = 500
 _AHEAD_RECORDS: Final = 20_000
 _AHEAD_BYTES: Final = 16 << 20
+_FAREWELL_S: Final = 10.0
 _LATE_S: Final = 60.0
 """How long a member may be fenced by itself: after the group may have taken it for dead, by offsets that it sent before;
 after a broker went, by one that remembers an older membership of its own."""
@@ -143,7 +144,10 @@ class KafkaMember(Questions):
         """Stop reading. Kafka keeps our partitions for us until the session times out."""
         self._closing = True
         self._orders.set()
-        self._thread.join()
+        # librdkafka's own farewell has no limit, and a group that is in disorder may not answer it; nothing depends on that
+        self._thread.join(_FAREWELL_S)
+        if self._thread.is_alive():
+            LOGGER.warning("the group does not answer a farewell; the session's timeout will do")
         super().close()
 
     def _batch(self, max_records: int, max_bytes: int) -> list[Record]:
