@@ -549,4 +549,6 @@ def test_a_start_among_many_replicas_opens_one(fleet: Fleet) -> None:
 
     among_few = start(few, 20)
     assert among_few[0] == 1
-    assert start(many, 30) == among_few
+    warm, files, threads = start(many, 30)
+    assert warm == 1
+    assert (files <= among_few[1], threads <= among_few[2]) == (True, True), (files, threads, among_few)

@@ -16,8 +16,9 @@ import psycopg
 import pytest
 
 from edge.tokens import TokenFile
+from headrace.local_postgres import free_port
 from tests.conftest import Database
-from tests.edge.served import ACCOUNT, free_port
+from tests.edge.served import ACCOUNT
 from tests.end_to_end.oracle import wait_until
 from tests.headrace.test_supervisor import Run, ended
 

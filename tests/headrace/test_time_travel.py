@@ -17,7 +17,7 @@ from appliers.place import replica_path
 from appliers.reader import Directory
 from fanout.log import LogConfig
 from headrace.docs import ROOT
-from tests.edge.served import free_port
+from headrace.local_postgres import free_port
 from tests.end_to_end.oracle import assert_replica_holds, record, wait_until
 from tests.faults.pipeline import PARTITIONS, Pipeline
 from tests.faults.traffic import FOUNDERS, TABLES
