@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -119,6 +120,23 @@ class Bank:
             assert (reader.pinned is None) == (number is None)
             assert_replica_holds(reader.connection, reader.path, tenant, held)
 
+    def assert_differs(self, tenant: str) -> None:
+        """What is said to have happened between two moments makes the one of the other, table by table."""
+        (one, before), (other, after) = self.any_place(tenant), self.any_place(tenant)
+        found = time_travel.diff(self.config, tenant, before.lsn or before.timestamp, after.lsn or after.timestamp)
+        old, new = self.moments[one].held, self.moments[other].held
+        for table in TABLES[:4]:
+            columns = new.columns[table]
+            if old.columns[table] != columns:
+                continue
+            rows = Counter(old.rows[table].get(tenant, Counter()))
+            for change in found.changes:
+                if change.table == f"public.{table.name}":
+                    for row, count in ((change.before, -1), (change.after, 1)):
+                        if row is not None:
+                            rows[tuple(row[name] for name in columns)] += count
+            assert {row: count for row, count in rows.items() if count} == new.rows[table].get(tenant, Counter())
+
     def others(self, tenant: str) -> dict[Path, str]:
         """Every file of every other tenant, by its content."""
         mine = replica_path(self.pipeline.root, tenant, PARTITIONS)
@@ -139,8 +157,8 @@ def bank(new_pipeline: Callable[..., Pipeline], database: Database, log: LogConf
 
 
 def test_any_tenant_goes_to_any_transaction_and_back(bank: Bank) -> None:
-    """Restores, undos, resumes and clones at random, by LSN, time and bookmark: each is what Postgres held behind that very
-    commit, with the tables of then; no other tenant's file changes by a byte."""
+    """Restores, undos, resumes, clones and diffs at random, by LSN, time and bookmark: each is what Postgres held behind
+    that very commit, with the tables of then; no other tenant's file changes by a byte."""
     bank.live_through(STEPS)
     tenants = bank.tenants()
     now: dict[str, Served] = dict.fromkeys(tenants, LIVE)
@@ -154,7 +172,7 @@ def test_any_tenant_goes_to_any_transaction_and_back(bank: Bank) -> None:
     for ride in range(RIDES):
         tenant = bank.random.choice(tenants)
         others = bank.others(tenant)
-        match bank.random.choice(["restore", "restore", "again", "undo", "resume", "clone"]):
+        match bank.random.choice(["restore", "restore", "again", "undo", "resume", "clone", "diff"]):
             case "restore":
                 number, wanted = bank.any_place(tenant)
                 done = time_travel.restore(bank.config, tenant, wanted)
@@ -179,6 +197,8 @@ def test_any_tenant_goes_to_any_transaction_and_back(bank: Bank) -> None:
                 made = time_travel.clone(bank.config, tenant, f"clone {ride}", wanted)
                 with Directory(bank.pipeline.root) as directory, directory.serve(made.name) as reader:
                     assert_replica_holds(reader.connection, reader.path, tenant, bank.moments[number].held)
+            case "diff":
+                bank.assert_differs(tenant)
         assert bank.others(tenant) == others
         bank.assert_served(tenant, now[tenant].moment)
     bank.live_through(5)  # the live replicas went on beside what is served
