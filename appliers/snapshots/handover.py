@@ -239,6 +239,8 @@ class SnapshotHandover(Handover):
     def read(self, records: Sequence[Record], states: Mapping[int, PartitionState]) -> None:
         by_partition: dict[int, list[Record]] = {}
         for record in records:
+            if record.partition not in self._owned:
+                continue
             some = by_partition.get(record.partition)
             if some is None:
                 by_partition[record.partition] = [record]

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import apsw
 import pytest
 
 from tests.edge.scene import Scene
 from tests.edge.served import Served
+
+
+@pytest.fixture(autouse=True)
+def heap_of_others() -> Iterator[None]:
+    """The API bounds SQLite's memory for its whole process, which here is that of other tests too."""
+    yield
+    apsw.hard_heap_limit(0)
+    apsw.soft_heap_limit(0)
 
 
 @pytest.fixture
