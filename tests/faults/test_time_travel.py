@@ -23,7 +23,7 @@ from headrace import time_travel
 from headrace.config import Config, load
 from headrace.time_travel import Wanted
 from tests.conftest import Database
-from tests.end_to_end.oracle import Recorded, Table, assert_replica_holds, record
+from tests.end_to_end.oracle import Recorded, Table, assert_replica_holds, record, wait_until
 from tests.end_to_end.schema_oracle import install_trigger
 from tests.faults.pipeline import PARTITIONS, Pipeline, Stage
 from tests.faults.traffic import FOUNDERS, TABLES, Traffic
@@ -93,6 +93,8 @@ class Bank:
         change = SCHEMA_CHANGES.get(len(self.moments))
         if change is not None:
             conn.execute(change.encode())
+            lsn = self.pipeline.current_lsn()  # a change of the tables alone has the time at which it came into the log
+            wait_until(lambda: self.pipeline.confirmed_lsn() >= lsn, "the log has it")
         self.traffic.one(conn)
         [(lsn, at)] = conn.execute("select pg_current_wal_lsn()::text, clock_timestamp()::text").fetchall()
         self.moments.append(Moment(lsn, at.replace(" ", "T"), record(conn, self.tables())))
