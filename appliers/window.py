@@ -42,6 +42,27 @@ class Copied(msgspec.Struct):
     ready: bool = False
     lsn: int = 0
 
+    def is_behind(self, said: Head, point: Position) -> bool:
+        """Whether the record that comes is behind a point."""
+        if self.ready or said.begins_copy:
+            return said.position > point
+        return said.position[:2] > point[:2]  # within a copy all is of its consistent point
+
+    def note(self, said: Head) -> bool:
+        """A record was read, in the order of the log; False for the bounds of a copy that were read before."""
+        generation = said.position.generation
+        if said.begins_copy:
+            if generation <= self.generation:
+                return False  # what it began is in the replicas
+            self.generation, self.ready, self.lsn = generation, False, 0
+        elif said.ends_copy:
+            if generation < self.generation or (generation == self.generation and self.ready):
+                return False
+            self.generation, self.ready = generation, True
+        elif said.is_progress and generation == self.generation:
+            self.lsn = max(self.lsn, said.position.commit_lsn)
+        return True
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What of the log is to be given."""
@@ -194,28 +215,12 @@ class Window:
 
     def _is_behind(self, said: Head, partition: int) -> bool:
         point = self._limits.point
-        if point is None:
-            return False
-        if self.copied[partition].ready or said.begins_copy:
-            return said.position > point
-        return said.position[:2] > point[:2]  # within a copy all is of its consistent point
+        return point is not None and self.copied[partition].is_behind(said, point)
 
     def _is_news(self, record: Record, said: Head) -> bool:
-        copied, generation = self.copied[record.partition], said.position.generation
-        if said.begins_copy:
-            if generation <= copied.generation:
-                return False  # read again: what it began is in the replicas
-            copied.generation, copied.ready, copied.lsn = generation, False, 0
-        elif said.ends_copy:
-            if generation < copied.generation or (generation == copied.generation and copied.ready):
-                return False
-            copied.generation, copied.ready = generation, True
-        elif said.is_progress:
-            if generation == copied.generation:
-                copied.lsn = max(copied.lsn, said.position.commit_lsn)
-        elif said.is_rows and record.key is None:
+        if said.is_rows and record.key is None:
             return self._limits.shared
-        return True
+        return self.copied[record.partition].note(said)
 
     def _cut(self, record: Record, said: Head) -> list[Record]:
         """The first record behind the point: the partition ends before it."""

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import Final, NamedTuple
 
+import msgspec
+
 from appliers.bounds import Scan
 from appliers.errors import HistoryUnreadable
 from appliers.history import segments
@@ -69,8 +71,8 @@ class Past:
         self._indexes: dict[int, tuple[Index, int]] = {}
         extent = reader.extents([self.partition])[self.partition]
         self.log_first, self.end = extent.first, extent.end
-        self.segments: list[tuple[Span, str, int]] = []
-        """Span, key and bytes, by first offset: those from which on there is no gap."""
+        self.segments: list[tuple[Span, str]] = []
+        """With their keys, by first offset: those from which on there is no gap."""
         self.bases: list[Base] = []
         """By position."""
         if store is not None:
@@ -80,7 +82,7 @@ class Past:
 
     def _list(self, store: Store) -> None:
         listed = store.list(self._keys.history)
-        self.segments = self._covered(sorted((span, s.key, s.size) for s in listed if (span := span_of(s.key))))
+        self.segments = self._covered(sorted((span, s.key) for s in listed if (span := span_of(s.key))))
         manifest = publish.newest(store, self._keys)
         newest = manifest.tenants.get(self.tenant) if manifest is not None else None
         bases = []
@@ -93,9 +95,9 @@ class Past:
                 bases.append(Base(stored.key, taken, stored.size, stored.modified_ms))
         self.bases = sorted(bases, key=attrgetter("taken"))
 
-    def _covered(self, found: list[tuple[Span, str, int]]) -> list[tuple[Span, str, int]]:
+    def _covered(self, found: list[tuple[Span, str]]) -> list[tuple[Span, str]]:
         """Those that no gap which the log does not have comes after, without those that others cover."""
-        chosen: list[tuple[Span, str, int]] = []
+        chosen: list[tuple[Span, str]] = []
         reached = -1
         for entry in found:
             span = entry[0]
@@ -139,7 +141,7 @@ class Past:
     def slices(self, offset: int) -> Iterator[Slice]:
         """All records from this offset on, or from the beginning of what is covered; and where there are segments, some that
         come before: the first slice says what tables there were."""
-        starts = [number for number, (span, _, _) in enumerate(self.segments) if span.first <= offset]
+        starts = [number for number, (span, _) in enumerate(self.segments) if span.first <= offset]
         at, copied, begun = offset, Copied(), False
         for number in range(starts[-1] if starts else 0, len(self.segments)):
             span = self.segments[number][0]
@@ -192,27 +194,21 @@ class Past:
     def _from_log(self, start: int, end: int, copied: Copied) -> Iterator[Slice]:
         if start < self.log_first:
             raise LogTrimmed("The log does not go back so far", partition=self.partition, first=self.log_first)
-        before, generation, ready, lsn = copied, copied.generation, copied.ready, copied.lsn
+        before, now = copied, msgspec.structs.replace(copied)
         records: list[Record] = []
         size = 0
         for record in Scan(self._reader, {self.partition: start}, {self.partition: end}):
             if record.key is None:
                 said = head(record.value)
-                if said.is_progress:
-                    lsn = max(lsn, said.position.commit_lsn) if said.position.generation == generation else lsn
-                    continue
-                if said.is_rows:
-                    continue  # of shared tables
-                if said.begins_copy and said.position.generation > generation:
-                    generation, ready, lsn = said.position.generation, False, 0
-                elif said.ends_copy and said.position.generation == generation:
-                    ready = True
+                now.note(said)
+                if said.is_progress or said.is_rows:
+                    continue  # those rows are of shared tables
             elif record.key != self.key:
                 continue
             records.append(record)
             size += len(record.value)
             if size > _MOST_BYTES:
-                after = Copied(generation, ready)  # what committed since the last Progress record may be before it
+                after = Copied(now.generation, now.ready)  # what committed since the last Progress may be before it
                 yield Slice(records, record.offset + 1, before, after)
                 before, records, size = after, [], 0
-        yield Slice(records, end, before, Copied(generation, ready, lsn))
+        yield Slice(records, end, before, now)

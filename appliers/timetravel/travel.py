@@ -388,27 +388,22 @@ class Cut:
     """Records up to a point, as `appliers.window` ends a partition: nothing behind the first record that is behind it."""
 
     def __init__(self, point: Position, begun: Copied) -> None:
-        self.begun = begun
         self.copied = begun
         self.done = False
         self._point = point
 
     def take(self, some: Slice) -> list[Record]:
         """Of the next slice."""
-        generation, ready = self.copied.generation, self.copied.ready
+        point, now = self._point, msgspec.structs.replace(self.copied)
         for number, record in enumerate(some.records):
             said = head(record.value)
-            behind = said.position > self._point if ready or said.begins_copy else said.position[:2] > self._point[:2]
-            if behind:
+            if now.is_behind(said, point):
                 self.done = True
-                before = self._point.commit_lsn + 1 + min(self._point.chunk, 0)
-                self.copied = Copied(generation, ready, before if generation == self._point.generation else 0)
+                before = point.commit_lsn + 1 + min(point.chunk, 0)
+                self.copied = Copied(now.generation, now.ready, before if now.generation == point.generation else 0)
                 return some.records[:number]
-            if said.begins_copy and said.position.generation > generation:
-                generation, ready = said.position.generation, False
-            elif said.ends_copy:
-                generation, ready = said.position.generation, True
-        self.copied = Copied(generation, ready, some.end.lsn if some.end.generation == generation else 0)
+            now.note(said)
+        self.copied = Copied(now.generation, now.ready, some.end.lsn if some.end.generation == now.generation else 0)
         return some.records
 
 

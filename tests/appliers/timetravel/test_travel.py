@@ -62,7 +62,7 @@ def test_what_segments_lack_is_read_from_the_log(past: Kept, tmp_path: Path) -> 
     """Segments that are lost, at the beginning, in the midst and at the end, cost time and nothing else."""
     with open_reader(past.history.log) as reader:
         found = Past(reader, past.store, "a")
-        keys = [key for _, key, _ in found.segments]
+        keys = [key for _, key in found.segments]
     for number, lost in enumerate([keys[:1], keys[1:-1] or keys[-1:], keys[-1:], keys]):
         kept = {key: content for key in lost if (content := past.store.get(key)) is not None}
         past.store.delete(list(kept))
