@@ -33,7 +33,7 @@ log = structlog.get_logger("applier")
 
 SEGMENT_BYTES: Final = 16 << 20
 _MOST_BYTES: Final = 256 << 20
-_MEMORY_BYTES: Final = 32 << 20
+MEMORY_BYTES: Final = 32 << 20
 
 
 class _Segment:
@@ -111,9 +111,11 @@ class Recorder:
         *,
         age_s: float,
         first_s: float,
+        memory_bytes: int = MEMORY_BYTES,
     ) -> None:
         """`age_s`: how long records wait at most; `first_s`: those of a partition that has just come. `tables`: what is
-        known of them now. `wake` is called from another thread when `step` has something to do."""
+        known of them now. `memory_bytes`: what may wait there, of all partitions. `wake` is called from another thread when
+        `step` has something to do."""
         self._store = store
         self._keys = keys
         self._directory = directory
@@ -121,6 +123,7 @@ class Recorder:
         self._wake = wake
         self._age_s = age_s
         self._first_s = first_s
+        self._memory_bytes = memory_bytes
         self._partitions: dict[int, _Recorded] = {}
         self._tables_at: dict[int, tuple[int, Known]] = {}
         """The thread's: partition -> an offset, and what was known of the tables before it."""
@@ -152,7 +155,7 @@ class Recorder:
         """The memory of all stays bounded: the most goes to disk first."""
         filling = [recorded.filling for recorded in self._partitions.values()]
         total = sum(segment.kept_bytes for segment in filling)
-        while total > _MEMORY_BYTES:
+        while total > self._memory_bytes:
             largest = max(filling, key=attrgetter("kept_bytes"))
             total -= largest.kept_bytes
             largest.spill()
@@ -228,10 +231,12 @@ class Recorder:
     # --- one partition ---
 
     def _segment(self, first: int, begin: State, due_s: float) -> _Segment:
+        """One before which nothing is stored, as far as is known."""
         return _Segment(self._directory, first, begin, segments.known(self._tables()), time.monotonic() + due_s)
 
     def _next(self, filling: _Segment) -> _Segment:
-        return self._segment(filling.next, filling.end, self._age_s)
+        # what it goes on from says what tables there were
+        return _Segment(self._directory, filling.next, filling.end, filling.tables, time.monotonic() + self._age_s)
 
     def _store_next(self, partition: int, recorded: _Recorded) -> None:
         """What has been filled is to be stored; a new one is begun, unless one waits already."""
@@ -242,7 +247,7 @@ class Recorder:
         if recorded.storing is not None:
             if filling.bytes > _MOST_BYTES:
                 log.warning("history is left to the log", partition=partition, records_from=filling.first)
-                recorded.filling = self._next(filling)
+                recorded.filling = self._segment(filling.next, filling.end, self._age_s)
                 filling.close()
             filling.due = time.monotonic() + 1.0
             return

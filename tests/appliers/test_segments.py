@@ -11,7 +11,7 @@ import pytest
 
 from appliers.errors import HistoryUnreadable
 from appliers.history import segments
-from appliers.history.recorder import Recorder
+from appliers.history.recorder import MEMORY_BYTES, Recorder
 from appliers.history.segments import EVERYBODY, HEAD_BYTES, Gathered, Index, Span, State
 from appliers.place import SHARED_NAME
 from appliers.snapshots.keys import PartitionKeys, span_of
@@ -110,7 +110,8 @@ def test_a_tenant_is_taken_out() -> None:
 
 
 @pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[Recorder]:
+def recorder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Recorder]:
+    """Indirectly with a bound on memory."""
     made = Recorder(
         open_store(str(tmp_path / "store")),
         lambda partition: PartitionKeys("log-1", partition),
@@ -119,6 +120,7 @@ def recorder(tmp_path: Path) -> Iterator[Recorder]:
         lambda: None,
         age_s=3600,
         first_s=0.0,
+        memory_bytes=getattr(request, "param", MEMORY_BYTES),
     )
     yield made
     made.close()
@@ -142,9 +144,9 @@ def test_what_was_read_is_stored_without_a_gap(recorder: Recorder, tmp_path: Pat
     assert spans(tmp_path) == [(3, 6), (6, 9)]
 
 
-def test_memory_is_bounded(recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recorder", [100], indirect=True)
+def test_memory_is_bounded(recorder: Recorder, tmp_path: Path) -> None:
     """What is beyond the bound waits on disk, and is stored all the same, in order."""
-    monkeypatch.setattr("appliers.history.recorder._MEMORY_BYTES", 100)
     state = PartitionState(7, 3, 1, True, 9)
     recorder.take(state)
     for one in RECORDS:
