@@ -27,6 +27,7 @@ import msgspec
 from appliers import migration, position, replica, versions
 from appliers.catalog import Catalog
 from appliers.errors import PositionGap, RecordRefused
+from appliers.locks import alone
 from appliers.missing import Missing
 from appliers.position import position_of
 from appliers.replica import Template
@@ -90,7 +91,7 @@ class Replica:
         self.path = path
         self.tenant = tenant
         self._catalog = catalog
-        with replica.alone(path.parent) if shared else nullcontext():
+        with alone(path.parent) if shared else nullcontext():
             self._conn, self._new = replica.open_writer(path, tenant, template)
         self._cursor = self._conn.cursor()
         self.wal_pages = 0

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from appliers.errors import StorageUnavailable
-from appliers.replica import alone
+from appliers.locks import alone
 
 FILE: Final = "progress"
 _HEAD: Final = 64

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -21,7 +21,7 @@ import msgspec
 
 from appliers import versions
 from appliers.errors import ReplicaCorrupt, ReplicaForeign, ReplicaReplaced, ReplicasMissing, StateForeign, TenantUnknown
-from appliers.place import CLONES, SHARED_FILE, SUFFIX, decode_name, partition_directory, replica_path
+from appliers.place import SHARED_FILE, SUFFIX, decode_name, partition_directory, replica_path
 from appliers.position import TenantPosition, read_position
 from appliers.replica import open_read_only, recognise, storage_error
 from appliers.state import PartitionState, Quarantined, Tables, select_partitions, select_quarantined, select_tables
@@ -67,13 +67,12 @@ class ReplicaFile(NamedTuple):
 class ReplicaReader:
     """One replica. A context manager, which closes it. Not safe for use from several threads."""
 
-    def __init__(self, path: Path, tenant: str, *, served: bool = False) -> None:
-        """`served`: what readers get, which may be pinned (`appliers.timetravel.pins`), not the live replica.
+    def __init__(self, path: Path, tenant: str, locate: Callable[[], Path] | None = None) -> None:
+        """`locate`: says of which file readers of the tenant are to be (`appliers.timetravel.pins`), when that may change.
 
         Raises ReplicaForeign (not ours, or another tenant's), ReplicaCorrupt, StorageUnavailable."""
-        self._name = path
-        self._served = served
-        self.path = path = pins.served(path) if served else path
+        self.path = path
+        self._locate = locate or (lambda: path)
         self.tenant = tenant
         self._file = versions.number_of(path)
         try:
@@ -105,7 +104,7 @@ class ReplicaReader:
             self.connection.execute("begin")
             try:
                 recognise(self.connection, self.path, self.tenant)
-                if versions.number_of(self.path) != self._file or (self._served and pins.served(self._name) != self.path):
+                if versions.number_of(self.path) != self._file or self._locate() != self.path:
                     raise ReplicaReplaced("Another file has the replica's name", path=str(self.path))
                 yield self
             finally:
@@ -115,9 +114,8 @@ class ReplicaReader:
 
     @property
     def pinned(self) -> str | None:
-        """The bookmark that readers of the tenant are pinned to, if they are, and this is what they get."""
-        now = pins.pin_of(self._name).now if self._served else pins.Served()
-        return now.bookmark if now.file else None
+        """The bookmark that the tenant is pinned to, if this file is what readers get for that."""
+        return pins.bookmark_of(self.path)
 
     def position(self) -> TenantPosition:
         """What has been applied."""
@@ -234,19 +232,20 @@ class Directory:
         """What readers of the tenant get: its replica, or what it is pinned to; or the clone of this name. Raises as
         `open`."""
         path = replica_path(self.root, tenant, self.partition_count)
-        if not path.exists() and not pins.is_pin(path):
-            clone = self.root / CLONES / path.name
-            return self._open(clone if clone.exists() else path, tenant)
-        return ReplicaReader(path, tenant, served=True)
+
+        def locate() -> Path:
+            return pins.located(self.root, self.partition_count, tenant) or path
+
+        return self._open(locate(), tenant, locate)
 
     def open_shared(self) -> ReplicaReader:
         """The replica of the shared tables. Raises as `open`."""
         return self._open(self.root / SHARED_FILE, SHARED_TENANT)
 
-    def _open(self, path: Path, tenant: str) -> ReplicaReader:
+    def _open(self, path: Path, tenant: str, locate: Callable[[], Path] | None = None) -> ReplicaReader:
         if not path.exists():
             raise TenantUnknown("No replica of this tenant is here", tenant=tenant)
-        return ReplicaReader(path, tenant)
+        return ReplicaReader(path, tenant, locate)
 
     def files(self, partition: int) -> Iterator[ReplicaFile]:
         """The replicas of one partition, in no order, without opening any. Files of other names are passed over."""

@@ -14,10 +14,7 @@ table without rows finds the table. `synchronous = normal`: see design decision 
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -135,17 +132,6 @@ def open_writer(path: Path, tenant: str, template: Template) -> Writer:
             ) from error
         raise found from error
     return Writer(conn, not named)
-
-
-@contextmanager
-def alone(directory: Path) -> Iterator[None]:
-    """One process at a time: what two appliers both make when it is missing is made once."""
-    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def name_tenant(conn: apsw.Connection, tenant: str) -> None:

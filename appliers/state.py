@@ -28,10 +28,10 @@ import msgspec
 
 from appliers.catalog import Catalog, Place, place_of
 from appliers.errors import PartitionInUse, StateForeign
+from appliers.locks import alone
 from appliers.orders import APPLIER, Event, Order, Orders
 from appliers.orders import CREATE as CREATE_ORDERS
 from appliers.place import SHARED_NAME, partition_directory
-from appliers.replica import alone
 from appliers.state_file import APPLICATION_ID, open_state, translated
 from cdc.facts import TableFacts
 from fanout.envelope import Dropped, Schema

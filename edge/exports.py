@@ -26,6 +26,7 @@ from typing import Any, Final, Literal, NamedTuple
 import apsw
 import msgspec
 
+from appliers.locks import is_locked
 from appliers.table import quote
 from cdc.errors import HeadraceError
 from edge.bookmark import parse_place
@@ -78,7 +79,7 @@ class Exports:
         if self.path(name) is not None:
             return Export(bookmark, "complete", name)
         part = self._directory / f"{name}.part"
-        if _is_locked(part):
+        if is_locked(part):
             return Export(bookmark, "active", name)
         if self.path(name) is not None:  # it was finished between the two looks
             return Export(bookmark, "complete", name)
@@ -127,7 +128,7 @@ class Exports:
         old = time.time() - KEPT_S
         for path in self._directory.iterdir():
             with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime < old and not _is_locked(path):
+                if path.stat().st_mtime < old and not is_locked(path):
                     path.unlink()
 
     def close(self) -> None:
@@ -177,17 +178,3 @@ def _fetch(connection: apsw.Connection, sql: str, values: tuple[Any, ...] = ()) 
 def _name(tenant: str, bookmark: str, options: DumpOptions) -> str:
     content = msgspec.json.encode([tenant, bookmark, options])
     return hashlib.blake2b(content, digest_size=16).hexdigest() + ".sql"
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False

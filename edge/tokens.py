@@ -15,10 +15,8 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import fcntl
 import hashlib
 import hmac
-import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +25,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from appliers.locks import alone
 from edge.errors import TokenFileUnreadable, TokenRefused, TokenUnknown
 
 Scope = Literal["read", "admin"]
@@ -209,22 +208,16 @@ class TokenFile:
         path = self._path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with alone(path.with_name(path.name + ".lock"), 0o600):
+                file = self._read() if path.exists() else _File(secrets.token_hex(32))
+                yield file
+                temporary = path.with_name(path.name + ".new")
+                temporary.touch(0o600)
+                temporary.write_bytes(msgspec.json.encode(file))
+                temporary.replace(path)
+                self._seen = None
         except OSError as error:
             raise _unreadable(path, error.strerror) from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            file = self._read() if path.exists() else _File(secrets.token_hex(32))
-            yield file
-            temporary = path.with_name(path.name + ".new")
-            temporary.touch(0o600)
-            temporary.write_bytes(msgspec.json.encode(file))
-            temporary.replace(path)
-            self._seen = None
-        except OSError as error:
-            raise _unreadable(path, error.strerror) from error
-        finally:
-            os.close(fd)
 
 
 _NOBODY: Final = Token("", "", "read", [], 0)

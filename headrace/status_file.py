@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 import msgspec
 import structlog
 
+from appliers.locks import is_locked
 from appliers.worker import WorkerStatus
 from cdc.errors import HeadraceError
 from fanout.relay import RelayStatus
@@ -91,7 +92,7 @@ class StatusFile:
                 path=str(directory),
             ) from error
         # one of this name that lives is the one to tell about, unless this one gets to work: its error says why not
-        self._ours = not _is_locked(self._path.with_suffix(".lock"))
+        self._ours = not is_locked(self._path.with_suffix(".lock"))
         fcntl.flock(self._lock, fcntl.LOCK_SH)
         self._content: dict[str, Any] = {"phase": "starting", **fixed, "pid": os.getpid()}
         self._tell(self._content)
@@ -163,24 +164,10 @@ def _read(path: Path) -> Process:
     return Process(
         name=path.stem,
         stage=head.stage,
-        state="running" if _is_locked(path.with_suffix(".lock")) else ended,
+        state="running" if is_locked(path.with_suffix(".lock")) else ended,
         pid=head.pid,
         age_s=round(max(0.0, time.time() - written), 1),
         share=head.share,
         failure=head.failure,
         status=status,
     )
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False

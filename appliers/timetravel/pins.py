@@ -13,7 +13,6 @@ Readers (`appliers.reader`) ask `served`; the applier and all that compares with
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import secrets
@@ -25,6 +24,7 @@ from typing import Final
 import msgspec
 
 from appliers.errors import StorageUnavailable
+from appliers.locks import alone
 from appliers.place import CLONES, SUFFIX, replica_path
 from cdc import failpoints
 
@@ -71,6 +71,14 @@ def served(path: Path) -> Path:
         return path
     now = pin_of(path).now
     return path.with_name(now.file) if now.file else path
+
+
+def bookmark_of(file: Path) -> str | None:
+    """Where a file is that a tenant is pinned to; None: it is none. Raises StorageUnavailable."""
+    if file.suffix != _PINNED:
+        return None
+    pin = pin_of(file.with_name(file.name.split(".")[0] + SUFFIX))
+    return next((side.bookmark for side in (pin.now, pin.before) if side is not None and side.file == file.name), None)
 
 
 def located(root: Path, partitions: int, tenant: str) -> Path | None:
@@ -175,11 +183,7 @@ def _sweep(path: Path, pin: Pin) -> None:
 def _alone(path: Path) -> Iterator[None]:
     """One switch at a time in a directory, whose own lock is the applier's; the disk's errors are ours."""
     try:
-        fd = os.open(path.parent / ".pins", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with alone(path.parent / ".pins"):
             yield
-        finally:
-            os.close(fd)
     except OSError as error:
         raise StorageUnavailable(f"A tenant's pin: {error.strerror}", path=str(path)) from error
