@@ -61,8 +61,7 @@ class Api:
         config = self._config
         cap_memory(config)
         door = Door(config)
-        travel = self._seams.time_travel
-        with Fleet(self._root, None if travel is None else travel.located) as fleet:
+        with Fleet(self._root) as fleet:
             pool, usage = Pool(fleet, config), Usage(config.usage)
             exports, names = Exports(fleet, Path(config.exports)), Names(fleet)
             door.names = names

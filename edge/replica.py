@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -63,16 +62,11 @@ class Fleet:
     """A directory of replicas. A context manager, which closes it. Not safe for use from several threads, but for `path`,
     `partition`, `reached` and `missing`."""
 
-    def __init__(self, root: Path, locate: Callable[[str], Path | None] | None = None) -> None:
-        """`locate`: the file that is served of a tenant where it is not its own replica, asked before each read; by default
-        what it is pinned to (`appliers.timetravel.pins`).
-
-        Raises ReplicasMissing, StateForeign, StorageUnavailable.
-        """
+    def __init__(self, root: Path) -> None:
+        """Raises ReplicasMissing, StateForeign, StorageUnavailable."""
         self.root = root
         self.directory = Directory(root)
         self.partitions = self.directory.partition_count
-        self._locate = locate or partial(pins.located, root, self.partitions)
         self._progress = ProgressReader(root)
 
     def partition(self, tenant: str) -> int:
@@ -88,8 +82,8 @@ class Fleet:
         return self.located(tenant) or replica_path(self.root, tenant, self.partitions)
 
     def located(self, tenant: str) -> Path | None:
-        """The file that is served in place of the tenant's replica, if one is."""
-        return self._locate(tenant)
+        """The file that is served in place of the tenant's replica, if one is. Asked before each read."""
+        return pins.located(self.root, self.partitions, tenant)
 
     def reached(self, tenant: str) -> tuple[Place, int]:
         """How far the tenant's partition is, and when the relay was there (Unix microseconds): (0, 0), 0 if nobody knows."""

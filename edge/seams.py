@@ -1,6 +1,6 @@
 """What the API asks of others, who need not be there: made elsewhere and handed to `edge.api`.
 
-    TimeTravel    D1's time travel: bookmarks of the past, and a database taken back to one; which file is served of one
+    TimeTravel    D1's time travel: bookmarks of the past, and a database taken back to one; readers follow its pins
     Lifecycle     databases before their first row, and after their last
 
 Without one, the API answers that it has no such thing, in D1's shape.
@@ -9,7 +9,6 @@ Without one, the API answers that it has no such thing, in D1's shape.
 from __future__ import annotations
 
 import datetime
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 
@@ -26,9 +25,6 @@ class TimeTravel(Protocol):
 
     def bookmark(self, tenant: str, at: datetime.datetime) -> str:
         """The nearest bookmark at or before a moment."""
-
-    def located(self, tenant: str) -> Path | None:
-        """The file that is served of the tenant, where it is not its own replica. Asked before each read, so it is quick."""
 
     def restore(self, tenant: str, *, bookmark: str | None, at: datetime.datetime | None) -> Restored:
         """What is served of the tenant is as it was then, from now on. Exactly one of the two is given."""

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from pathlib import Path
 from typing import Final
 
 from appliers.errors import BookmarkInvalid, TimeTravelError
-from appliers.reader import Directory
-from appliers.timetravel import pins
 from edge.d1_errors import D1Error
 from edge.seams import Restored
 from headrace import time_travel
@@ -23,20 +20,12 @@ class PastOfReplicas:
     """Of the replicas of this machine, in a worker process."""
 
     def __init__(self, config: Config) -> None:
-        """Raises ReplicasMissing, StateForeign, StorageUnavailable."""
         self._config = config
-        self._root = Path(config.replicas.path)
-        with Directory(self._root) as directory:
-            self._partitions = directory.partition_count
-
-    def located(self, tenant: str) -> Path | None:
-        """What the tenant is pinned to, or a clone of this name. Raises StorageUnavailable."""
-        return pins.located(self._root, self._partitions, tenant)
 
     def bookmark(self, tenant: str, at: datetime.datetime) -> str:
         """At or before a moment. Raises D1Error, HeadraceError."""
         try:
-            return time_travel.info(self._config, tenant, Wanted(timestamp=at.isoformat())).bookmark
+            return time_travel.bookmark_at(self._config, tenant, Wanted(timestamp=at.isoformat()))
         except TimeTravelError as error:
             raise D1Error(error.message) from error
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -17,13 +17,12 @@ from appliers import versions
 from appliers.errors import BookmarkInvalid, TenantUnknown
 from appliers.renewal import Copy
 from appliers.replica import open_read_only
+from appliers.timetravel import pins
 from appliers.timetravel.bookmarks import Bookmarks
 from cdc.lsn import format_lsn
 from cdc.pgoutput import Row
 from edge.bookmark import Place, bookmark_of, parse_place
 from edge.errors import BookmarkNotReached, NotReady
-from edge.reader import Reader
-from edge.replica import Fleet
 from fanout import envelope
 from fanout.envelope import Op, Position
 from fanout.log import open_writer, partition_of
@@ -249,23 +248,25 @@ def test_commits_are_seen_whole_while_the_file_is_replaced(scene: Scene, serve: 
     assert seen > "b000000050"
 
 
-def test_another_file_may_be_served_of_a_tenant(scene: Scene, tmp_path: Path) -> None:
+def test_another_file_may_be_served_of_a_tenant(scene: Scene) -> None:
     """As time travel does: from the next read on, also by readers that are open, and back again. What stands still is told
     to be as far as it is, whatever the applier has reached."""
     scene.wrote("acme", 40, 4)
-    past = tmp_path / "past.db"
-    shutil.copy(scene.path("acme"), past)
-    for beside in ("-wal", "-shm"):
-        if (file := scene.path("acme").with_name(scene.path("acme").name + beside)).exists():
-            shutil.copy(file, f"{past}{beside}")
+    path = scene.path("acme")
+    past = pins.new_file(path)
+    with (
+        closing(open_read_only(path)) as replica,
+        closing(apsw.Connection(str(past))) as copy,
+        copy.backup("main", replica, "main") as backup,
+    ):
+        backup.step(-1)
     scene.work()
-    served: list[Path] = []
-    with Fleet(scene.root, lambda _: served[0] if served else None) as fleet, Reader(fleet, "acme") as acme:
+    with edge.open(scene.root, "acme") as acme:
         now = acme.bookmark
         assert acme.first("select count(*) from items") == (4,)
-        served.append(past)
+        pins.pin(path, past, "", now)
         assert acme.first("select count(*) from items") == (3,)
         assert acme.bookmark < now
-        served.clear()
+        pins.resume(path, now)
         assert acme.first("select count(*) from items") == (4,)
         assert acme.bookmark == now

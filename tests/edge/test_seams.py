@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,13 +14,15 @@ import apsw
 import httpx
 import pytest
 
+from appliers.place import replica_path
 from appliers.replica import open_read_only
+from appliers.timetravel import pins
 from edge.api import Api
 from edge.bookmark import Place
 from edge.d1_errors import D1Error
 from edge.seams import Restored, Seams
 from edge.settings import EdgeConfig, EdgeOptions
-from tests.edge.scene import Scene, bookmark_in
+from tests.edge.scene import PARTITIONS, Scene, bookmark_in
 
 URL = "/client/v4/accounts/mine/d1/database"
 
@@ -30,11 +33,7 @@ class Past:
     def __init__(self, root: Path, file: Path) -> None:
         self.root = root
         self.file = file
-        self.there = False
         self.asked: list[datetime.datetime] = []
-
-    def located(self, tenant: str) -> Path | None:
-        return self.file if self.there and tenant == "acme" else None
 
     def bookmark(self, tenant: str, at: datetime.datetime) -> str:
         self.asked.append(at)
@@ -44,8 +43,14 @@ class Past:
         del at
         if bookmark == "x":
             raise D1Error("Invalid bookmark: x")
-        self.there = not self.there
         now, before = (bookmark_in(self.root, tenant, Place(1, lsn)) for lsn in (5, 45))
+        path = replica_path(self.root, tenant, PARTITIONS)
+        if pins.pin_of(path).now.file:
+            pins.resume(path, before)
+        else:
+            built = pins.new_file(path)
+            shutil.copyfile(self.file, built)
+            pins.pin(path, built, now, before)
         return Restored(now, before, "restored")
 
 
