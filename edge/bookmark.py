@@ -6,14 +6,10 @@ one (a new slot, a promoted standby, a restored backup), where LSNs may go backw
 
 from __future__ import annotations
 
-import re
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from appliers.timetravel.bookmarks import Bookmarks
-from cdc.lsn import parse_lsn
-from fanout.envelope import Position
-
-_LSN: Final = re.compile(r"(?:(\d{1,9}):)?([0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8})")
+from fanout.envelope import Position, parse_generation_lsn
 
 
 class Place(NamedTuple):
@@ -31,6 +27,7 @@ def bookmark_of(bookmarks: Bookmarks, place: Place) -> str:
 
 def parse_place(bookmarks: Bookmarks, text: str, generation: int) -> Place:
     """A bookmark, or an LSN as Postgres prints it, in `generation` or in the one named. Raises BookmarkInvalid."""
-    if lsn := _LSN.fullmatch(text):
-        return Place(int(lsn[1]) if lsn[1] else generation, parse_lsn(lsn[2]))
+    if at := parse_generation_lsn(text):
+        named, lsn = at
+        return Place(generation if named is None else named, lsn)
     return Place(*bookmarks.parse(text)[:2])

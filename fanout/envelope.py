@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import re
 from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -39,6 +40,7 @@ VERSION: Final = 1
 NEWER_VERSION: Final = 2
 """Of records that hold an operation above TRUNCATE, are of a kind above Close, or of a copy that is `kept`."""
 
+_GENERATION_LSN: Final = re.compile(r"(?:(\d{1,9}):)?([0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8})")
 FIRST_COPY_CHUNK: Final = -(1 << 40)
 
 
@@ -58,6 +60,12 @@ def parse_position(text: str) -> Position:
     """What `str` of a position gave. Raises ValueError."""
     generation, lsn, chunk = text.split(":")
     return Position(int(generation), parse_lsn(lsn), int(chunk))
+
+
+def parse_generation_lsn(text: str) -> tuple[int | None, int] | None:
+    """`0/16B3748` or `2:0/16B3748`, as people write places -> (the generation, if it is named, and the LSN); or None."""
+    found = _GENERATION_LSN.fullmatch(text)
+    return found and (int(found[1]) if found[1] else None, parse_lsn(found[2]))
 
 
 START: Final = Position(0, 0, FIRST_COPY_CHUNK)

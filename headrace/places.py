@@ -18,7 +18,7 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from cdc.lsn import parse_lsn
+from fanout.envelope import parse_generation_lsn
 from fanout.log import Extent
 from headrace.errors import CommandError
 
@@ -55,8 +55,9 @@ def parse_place(text: str) -> Place:
         return "end"
     if text.isdecimal():
         return Offset(int(text))
-    if lsn := re.fullmatch(r"(?:(\d{1,9}):)?([0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8})", text):
-        return AtLsn(parse_lsn(lsn[2]), int(lsn[1]) if lsn[1] else None)
+    if at := parse_generation_lsn(text):
+        generation, lsn = at
+        return AtLsn(lsn, generation)
     try:
         return AtTime(parse_time_us(text))
     except ValueError:

@@ -23,15 +23,16 @@ from appliers.difference import HEADINGS, Change, changes, compared_tables
 from appliers.errors import CloneExists, TenantUnknown, TimeInvalid
 from appliers.history.reading import Past
 from appliers.place import is_missing, replica_path
-from appliers.reader import ReplicaReader, position_in
+from appliers.reader import Directory, ReplicaReader, position_in
 from appliers.snapshots.store import Store, open_store
+from appliers.timetravel import pins
 from appliers.timetravel import restore as restoring
 from appliers.timetravel.bookmarks import Bookmarks
 from appliers.timetravel.rows import versions_of
 from appliers.timetravel.travel import AsOf, Travel
 from cdc.connection import connect
-from cdc.lsn import format_lsn, parse_lsn
-from fanout.envelope import START, Position
+from cdc.lsn import format_lsn
+from fanout.envelope import START, Position, parse_generation_lsn
 from fanout.log import open_reader
 from fanout.tenancy import Tenancy
 from headrace import output
@@ -42,7 +43,6 @@ from headrace.records import iso_ms
 from headrace.recovery_sql import Recovery, recovery_of
 
 _BOOKMARK: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{8}){2}-[0-9a-fA-F]{32}")
-_LSN: Final = re.compile(r"(?:(\d{1,9}):)?([0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8})")
 
 
 class Wanted(NamedTuple):
@@ -119,21 +119,40 @@ class Differs(msgspec.Struct, frozen=True, kw_only=True):
     changes: list[Change]
 
 
+class Here(NamedTuple):
+    """A tenant in this directory of replicas; neither the log nor the object store is asked."""
+
+    path: Path
+    tenant: str
+    bookmarks: Bookmarks
+
+    def live(self) -> Position:
+        """Where its live replica is."""
+        return START if is_missing(self.path) else position_in(self.path, self.tenant).position
+
+
+def here(config: Config, tenant: str) -> Here:
+    """Raises ReplicasMissing, StateForeign, StorageUnavailable."""
+    with Directory(Path(config.replicas.path)) as directory:
+        path = replica_path(directory.root, tenant, directory.partition_count)
+        return Here(path, tenant, Bookmarks(directory.log_identity, tenant))
+
+
 class Machine:
     """Everything for one tenant. `open_machine` makes one."""
 
-    def __init__(self, config: Config, tenant: str, past: Past, store: Store | None, partitions: int) -> None:
+    def __init__(self, config: Config, tenant: str, past: Past, store: Store | None) -> None:
         self.tenant = tenant
         self.root = Path(config.replicas.path)
-        self.path = replica_path(self.root, tenant, partitions)
         self.past = past
-        self.bookmarks = Bookmarks(past.log, tenant)
         self.days = days_of(config, tenant)
         self.travel = Travel(past, store, config.overrides(), self.days)
+        self.here = Here(replica_path(self.root, tenant, past.partitions), tenant, self.travel.bookmarks)
 
-    def live(self) -> Position:
-        """Where the live replica here is."""
-        return START if is_missing(self.path) else position_in(self.path, self.tenant).position
+    def require_known(self) -> None:
+        """Raises TenantUnknown."""
+        if is_missing(self.here.path) and not self.past.is_known:
+            raise TenantUnknown("Nothing is known of this tenant", tenant=self.tenant)
 
     def place(self, wanted: Wanted) -> Position:
         """Raises TimeTravelError, CommandError, PointTooEarly, PointNotReached."""
@@ -143,13 +162,14 @@ class Machine:
         if wanted.timestamp:
             return self.travel.at_time(_time_us(wanted.timestamp), wanted.timestamp)
         if wanted.bookmark:
-            return self.bookmarks.parse(wanted.bookmark)
+            return self.here.bookmarks.parse(wanted.bookmark)
         if wanted.lsn:
-            found = _LSN.fullmatch(wanted.lsn)
+            found = parse_generation_lsn(wanted.lsn)
             if found is None:
                 raise CommandError("Not an LSN", hint="Give one such as 0/16B3748, or 2:0/16B3748 with its generation.")
-            return self.travel.at_lsn(parse_lsn(found[2]), int(found[1]) if found[1] else None)
-        return self.live()
+            generation, lsn = found
+            return self.travel.at_lsn(lsn, generation)
+        return self.here.live()
 
     @contextmanager
     def at(self, wanted: Wanted) -> Iterator[tuple[str, apsw.Connection]]:
@@ -159,12 +179,12 @@ class Machine:
             with restoring.as_of(self.travel, point) as conn:
                 yield self.bookmark(point), conn
             return
-        with ReplicaReader(self.path, self.tenant) as reader, reader.snapshot():
+        with ReplicaReader(self.here.path, self.tenant) as reader, reader.snapshot():
             yield self.bookmark(reader.position().position), reader.connection
 
     def bookmark(self, position: Position) -> str:
         """As text."""
-        return self.bookmarks.of(position)
+        return self.here.bookmarks.of(position)
 
 
 @contextmanager
@@ -173,7 +193,7 @@ def open_machine(config: Config, tenant: str) -> Iterator[Machine]:
     snapshots = config.snapshots
     with open_reader(config.log) as reader:
         store = open_store(snapshots.url, snapshots.options) if snapshots.url else None
-        yield Machine(config, tenant, Past(reader, store, tenant), store, reader.partitions)
+        yield Machine(config, tenant, Past(reader, store, tenant), store)
 
 
 def days_of(config: Config, tenant: str) -> float:
@@ -194,13 +214,19 @@ def _time_us(text: str) -> int:
         raise TimeInvalid(f"Invalid timestamp '{text}'", hint=hint) from None
 
 
+def bookmark_at(config: Config, tenant: str, wanted: Wanted) -> str:
+    """The bookmark of a place, and nothing more. Raises TenantUnknown, and as `Machine.place`."""
+    with open_machine(config, tenant) as machine:
+        machine.require_known()
+        return machine.bookmark(machine.place(wanted))
+
+
 def info(config: Config, tenant: str, wanted: Wanted) -> Info:
     """Raises as `Machine.place`."""
     with open_machine(config, tenant) as machine:
-        if is_missing(machine.path) and not machine.past.is_known:
-            raise TenantUnknown("Nothing is known of this tenant", tenant=tenant)
+        machine.require_known()
         position = machine.place(wanted)
-        pin = restoring.served(machine.path)
+        pin = pins.pin_of(machine.here.path)
         reach = machine.travel.reach(time.time_ns() // 1_000_000)
         before = pin.before
         return Info(
@@ -226,25 +252,22 @@ def restore(config: Config, tenant: str, wanted: Wanted) -> Restored:
         if not wanted.is_given:
             raise CommandError("Restore to what?", hint="Give --timestamp, --bookmark or --lsn.")
         point = machine.place(wanted)
-        done = restoring.restore(machine.travel, machine.path, point, machine.live())
+        done = restoring.restore(machine.travel, machine.here.path, point, machine.here.live())
         return _answer(done, f"Tenant {tenant} is served as of bookmark {done.bookmark}", begun)
 
 
 def undo(config: Config, tenant: str) -> Restored:
-    """Raises NothingToUndo, StorageUnavailable."""
-    begun = time.monotonic()
-    with open_machine(config, tenant) as machine:
-        done = restoring.undo(machine.path, machine.live(), machine.bookmarks)
-        served = f"as of bookmark {done.bookmark}" if done.bookmark else "live"
-        return _answer(done, f"Tenant {tenant} is served {served} again", begun)
+    """Raises NothingToUndo, ReplicasMissing, StateForeign, StorageUnavailable."""
+    begun, at = time.monotonic(), here(config, tenant)
+    done = restoring.undo(at.path, at.live(), at.bookmarks)
+    served = f"as of bookmark {done.bookmark}" if done.bookmark else "live"
+    return _answer(done, f"Tenant {tenant} is served {served} again", begun)
 
 
 def resume(config: Config, tenant: str) -> Restored:
-    """Raises StorageUnavailable."""
-    begun = time.monotonic()
-    with open_machine(config, tenant) as machine:
-        done = restoring.resume(machine.path, machine.live(), machine.bookmarks)
-        return _answer(done, f"Tenant {tenant} is served live", begun)
+    """Raises ReplicasMissing, StateForeign, StorageUnavailable."""
+    begun, at = time.monotonic(), here(config, tenant)
+    return _answer(restoring.resume(at.path, at.live(), at.bookmarks), f"Tenant {tenant} is served live", begun)
 
 
 def _answer(done: restoring.Restored, message: str, begun: float) -> Restored:
@@ -317,14 +340,13 @@ def wanted_of(text: str) -> Wanted:
     """A place as one word: a bookmark, an LSN, or a time."""
     if _BOOKMARK.fullmatch(text):
         return Wanted(bookmark=text)
-    return Wanted(lsn=text) if _LSN.fullmatch(text) else Wanted(timestamp=text)
+    return Wanted(lsn=text) if parse_generation_lsn(text) else Wanted(timestamp=text)
 
 
 @contextmanager
 def _two(config: Config, tenant: str, before: str, after: str) -> Iterator[_Two]:
     with open_machine(config, tenant) as machine:
-        if is_missing(machine.path) and not machine.past.is_known:
-            raise TenantUnknown("Nothing is known of this tenant", tenant=tenant)
+        machine.require_known()
         with (
             machine.at(wanted_of(before)) as (from_bookmark, from_),
             machine.at(wanted_of(after) if after else Wanted()) as (to_bookmark, to),

@@ -25,7 +25,6 @@ from appliers.place import CLONES, SUFFIX, encode_name
 from appliers.replica import open_read_only, storage_error
 from appliers.timetravel import pins
 from appliers.timetravel.bookmarks import Bookmarks
-from appliers.timetravel.pins import Pin
 from appliers.timetravel.travel import AsOf, Travel
 from cdc import failpoints
 from fanout.envelope import Position
@@ -79,11 +78,6 @@ def undo(path: Path, live: Position, bookmarks: Bookmarks) -> Restored:
     if made is None:
         raise NothingToUndo("Nothing was served before")
     return Restored(bookmark=made.now.bookmark, previous_bookmark=was.now.bookmark if was.now.file else here)
-
-
-def served(path: Path) -> Pin:
-    """What readers get."""
-    return pins.pin_of(path)
 
 
 # --- copies ---

@@ -115,6 +115,17 @@ def test_answers_for_programs(pipeline: Pipeline, operator: Operator) -> None:
     assert operator.json("time-travel", "diff", WHO, first["bookmark"], "--sql")["updates"] == 1
 
 
+def test_live_is_served_again_whatever_is_down(pipeline: Pipeline, operator: Operator) -> None:
+    """Undo and resume need neither the log nor the object store."""
+    applied(pipeline)
+    first = operator.json("time-travel", "info", WHO)["bookmark"]
+    operator.ask("time-travel", "restore", WHO, "--bookmark", first)
+    for command, pinned in (("undo", False), ("undo", True), ("resume", False)):
+        operator.ask("time-travel", command, WHO, HEADRACE_LOG_PATH="not-there", HEADRACE_SNAPSHOTS_URL="s3://nowhere")
+        with Directory(pipeline.root) as directory, directory.serve(WHO) as reader:
+            assert reader.pinned == (first if pinned else None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
