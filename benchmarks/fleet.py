@@ -26,24 +26,14 @@ import msgspec
 from appliers.barrier import sync_file_system
 from appliers.place import replica_path
 from appliers.reader import ReplicaReader
+from benchmarks.products import SCHEMA, rows_of
 from benchmarks.report import Measurement, Report
-from cdc.pgoutput import Row
-from cdc.relation import Column, Relation, ReplicaIdentity
 from fanout import envelope
-from fanout.envelope import FIRST_COPY_CHUNK, Changes, CopyBegin, CopyEnd, Envelope, Op, Progress, Run, Schema, digest_of
+from fanout.envelope import FIRST_COPY_CHUNK, Changes, CopyBegin, CopyEnd, Envelope, Progress
 from fanout.log import LogConfig, LogWriter, open_writer, partition_of
 
 PART: Final = "fleet"
 PARTITIONS: Final = 64
-_COLUMNS: Final = (("id", 20), ("name", 25), ("price", 701), ("stock", 23), ("at", 1184))
-_TABLE: Final = Relation(
-    16400,
-    "public",
-    "products",
-    ReplicaIdentity.DEFAULT,
-    tuple(Column(name, oid, "", -1, name == "id") for name, oid in _COLUMNS),
-)
-_SCHEMA: Final = Schema(1, 1, digest_of(_TABLE, "products"), _TABLE, "products", True, False, "")
 _READS: Final = 300
 _SYNCED: Final = 1000
 _DIRTY: Final = 1000
@@ -81,11 +71,11 @@ class Log:
 
     def copy(self) -> None:
         """The first copy: a row each."""
-        bodies: list[Envelope] = [CopyBegin(1, 1, "system", 1, "slot"), _SCHEMA]
+        bodies: list[Envelope] = [CopyBegin(1, 1, "system", 1, "slot"), SCHEMA]
         with open_writer(self.config) as writer:
             _broadcast(writer, bodies)
             for number, tenant in enumerate(self.tenants):
-                _append(writer, tenant, Changes(1, 5, FIRST_COPY_CHUNK + number, True, 1, 0, 0, [_rows(number, [0])]))
+                _append(writer, tenant, Changes(1, 5, FIRST_COPY_CHUNK + number, True, 1, 0, 0, [rows_of(number, [0])]))
             _broadcast(writer, [CopyEnd(1, 5, 1, len(self.tenants)), self._progress()])
 
     def change(self, tenants: Iterable[str], rows: int, first: int) -> int:
@@ -95,7 +85,7 @@ class Log:
             for tenant in tenants:
                 self._lsn += 10
                 now_us = time.time_ns() // 1000
-                made = _rows(count, range(first, first + rows))
+                made = rows_of(count, range(first, first + rows))
                 _append(writer, tenant, Changes(1, self._lsn, 0, True, 1, self._lsn, now_us, [made]))
                 count += rows
             _broadcast(writer, [self._progress()])
@@ -104,20 +94,6 @@ class Log:
     def _progress(self) -> Progress:
         self._lsn += 10
         return Progress(1, self._lsn, 1, time.time_ns() // 1000, "system", 1, "slot")
-
-
-def _rows(seed: int, ids: Iterable[int]) -> Run:
-    rows: list[Row] = [
-        [
-            str(number),
-            f"product {seed} {number} of this tenant",
-            f"{seed % 1000}.25",
-            str(number % 100),
-            "2026-01-02 03:04:05+00",
-        ]
-        for number in ids
-    ]
-    return Run(Op.UPSERT, _SCHEMA.digest, False, rows)
 
 
 def _append(writer: LogWriter, tenant: str, body: Changes) -> None:

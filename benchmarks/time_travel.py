@@ -29,12 +29,11 @@ from appliers.snapshots.store import Store, open_store
 from appliers.timetravel import restore as restoring
 from appliers.timetravel.travel import Travel
 from appliers.worker import Worker, WorkerOptions, WorkerStatus
+from benchmarks.products import SCHEMA, rows_of
 from benchmarks.report import Measurement, Report
 from benchmarks.workspace import Workspace
-from cdc.pgoutput import Row
-from cdc.relation import Column, Relation, ReplicaIdentity
 from fanout import envelope
-from fanout.envelope import FIRST_COPY_CHUNK, Changes, CopyBegin, CopyEnd, Envelope, Op, Progress, Run, Schema, digest_of
+from fanout.envelope import FIRST_COPY_CHUNK, Changes, CopyBegin, CopyEnd, Envelope, Progress
 from fanout.log import LogConfig, LogWriter, open_reader, open_writer
 from headrace.config import SnapshotsConfig
 
@@ -45,15 +44,6 @@ _EACH: Final = 10
 _RESTORES: Final = 20
 _TURNS: Final = 3
 _NEIGHBOURS: Final = (1, 10, 100)
-_COLUMNS: Final = (("id", 20), ("name", 25), ("price", 701), ("stock", 23), ("at", 1184))
-_TABLE: Final = Relation(
-    16400,
-    "public",
-    "products",
-    ReplicaIdentity.DEFAULT,
-    tuple(Column(name, oid, "", -1, name == "id") for name, oid in _COLUMNS),
-)
-_SCHEMA: Final = Schema(1, 1, digest_of(_TABLE, "products"), _TABLE, "products", True, False, "")
 _DEFAULTS: Final = SnapshotsConfig()
 
 
@@ -173,9 +163,9 @@ def _write(log: LogConfig, neighbours: int, size: _Size) -> list[int]:
     lsn = 100
     with open_writer(log) as writer:
         _append(writer, None, CopyBegin(1, 1, "system", 1, "slot"))
-        _append(writer, None, _SCHEMA)
+        _append(writer, None, SCHEMA)
         for number, first in enumerate(range(0, size.rows, 1000)):
-            rows = [_rows(0, range(first, min(size.rows, first + 1000)))]
+            rows = [rows_of(0, range(first, min(size.rows, first + 1000)))]
             _append(writer, _WHO, Changes(1, 50, FIRST_COPY_CHUNK + number, True, 1, 0, 0, rows))
         _append(writer, None, CopyEnd(1, 50, 1, size.rows))
         writer.flush(60)
@@ -185,19 +175,11 @@ def _write(log: LogConfig, neighbours: int, size: _Size) -> list[int]:
             for tenant in (_WHO, *others):
                 lsn, now_us = lsn + 8, max(now_us + 1, time.time_ns() // 1000)
                 ids = [(turn * 7919 + number * 104_729) % size.rows for number in range(_EACH)]
-                _append(writer, tenant, Changes(1, lsn, 0, True, 1, lsn, now_us, [_rows(turn, ids)]))
+                _append(writer, tenant, Changes(1, lsn, 0, True, 1, lsn, now_us, [rows_of(turn, ids)]))
         _append(writer, None, Progress(1, lsn + 8, 1, time.time_ns() // 1000, "system", 1, "slot"))
         writer.flush(60)
     pick = random.Random(1)
     return [pick.randint(start_us + 1, now_us) for _ in range(_RESTORES)]
-
-
-def _rows(turn: int, ids: Iterable[int]) -> Run:
-    rows: list[Row] = [
-        [str(number), f"product {number}, state {turn}", f"{turn % 1000}.25", str(turn % 100), "2026-01-02 03:04:05+00"]
-        for number in ids
-    ]
-    return Run(Op.UPSERT, _SCHEMA.digest, False, rows)
 
 
 def _append(writer: LogWriter, tenant: str | None, body: Envelope) -> None:
