@@ -15,7 +15,7 @@ import typer
 
 from appliers.assignment import Share
 from cdc.errors import HeadraceError
-from headrace import output, time_travel_cli
+from headrace import output, time_travel_cli, token_cli
 from headrace.config import load
 from headrace.options import ConfigOption, JsonOption
 
@@ -401,6 +401,7 @@ def recover(
 
 
 app.add_typer(time_travel_cli.app, name="time-travel")
+app.add_typer(token_cli.app, name="token")
 
 
 @app.command()
@@ -410,84 +411,6 @@ def edge(config: ConfigOption = None, log_level: LogLevelOption = LogLevel.INFO)
 
     output.configure_logging(level=log_level, stage="edge")
     run_edge(load(config), log_level)
-
-
-token_app = typer.Typer(no_args_is_help=True, help="Make, list and revoke the tokens of the HTTP API.")
-app.add_typer(token_app, name="token")
-
-
-class TokenScope(enum.StrEnum):
-    """What a token allows."""
-
-    READ = "read"
-    ADMIN = "admin"
-
-
-@token_app.command("create")
-def token_create(
-    scope: Annotated[TokenScope, typer.Option(help="admin: also what changes what is served.")] = TokenScope.READ,
-    tenant: Annotated[list[str] | None, typer.Option(help="Only this tenant; may be given again. Without, all.")] = None,
-    expires: Annotated[
-        str | None, typer.Option(metavar="AGE", help="After so long it is good for nothing: 90s, 15m, 12h, 90d.")
-    ] = None,
-    signed: Annotated[
-        bool, typer.Option("--signed", help="Keep nothing of it: a short-lived one that only reads, for named tenants.")
-    ] = False,
-    note: Annotated[str, typer.Option(help="What it is for, shown by `headrace token list`.")] = "",
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Make a token for the HTTP API. It is shown this once."""
-    from headrace.places import parse_age_s
-    from headrace.token_command import create, show_created
-
-    try:
-        lifetime_s = None if expires is None else parse_age_s(expires)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--expires") from None
-    done = create(load(config), scope.value, tenant or (), lifetime_s=lifetime_s, signed=signed, note=note)
-    if as_json:
-        output.print_json(done)
-    else:
-        show_created(done)
-
-
-@token_app.command("list")
-def token_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List the tokens that are kept, without their secrets."""
-    from headrace.token_command import show_tokens, tokens
-
-    listed = tokens(load(config))
-    if as_json:
-        output.print_json(listed)
-    else:
-        show_tokens(listed)
-
-
-@token_app.command("revoke")
-def token_revoke(
-    token: Annotated[str | None, typer.Argument(metavar="ID", help="The token's id.")] = None,
-    signed: Annotated[bool, typer.Option("--signed", help="All signed tokens, and links to exports, instead.")] = False,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Have a token be good for nothing any more, within a second."""
-    from headrace.token_command import revoke, revoke_signed
-
-    if (token is None) != signed:
-        raise typer.BadParameter("give a token's id, or --signed")
-    if token is None:
-        revoke_signed(load(config))
-        if as_json:
-            output.print_json({"revoked": "signed"})
-        else:
-            output.out.print("All signed tokens are revoked")
-        return
-    done = revoke(load(config), token)
-    if as_json:
-        output.print_json(done)
-    else:
-        output.out.print(f"Token {done.id} is revoked")
 
 
 @app.command()
