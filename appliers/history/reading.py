@@ -55,6 +55,23 @@ class Slice(NamedTuple):
     tables: Tables | None = None
 
 
+def open_segment(store: Store, key: str) -> tuple[Index, int]:
+    """A segment's index, and where its blocks begin; nothing else of it is read. Raises HistoryUnreadable, and what the
+    store raises."""
+    start = _part(store, key, 0, _FIRST_READ)
+    behind = HEAD_BYTES + segments.index_length(start)
+    if behind > len(start):
+        start += _part(store, key, len(start), behind - len(start))
+    return segments.decode_index(start[HEAD_BYTES:behind]), behind
+
+
+def _part(store: Store, key: str, start: int, length: int) -> bytes:
+    found = store.part(key, start, length)
+    if found is None:
+        raise HistoryUnreadable("A segment went away while it was read", key=key)
+    return found
+
+
 class Past:
     """One tenant's. Raises LogError, and what the store raises, HistoryUnreadable among it."""
 
@@ -163,20 +180,9 @@ class Past:
     def _opened(self, number: int) -> tuple[Index, int]:
         """And where its blocks begin."""
         if number not in self._indexes:
-            key = self.segments[number][1]
-            start = self._part(key, 0, _FIRST_READ)
-            behind = HEAD_BYTES + segments.index_length(start)
-            if behind > len(start):
-                start += self._part(key, len(start), behind - len(start))
-            self._indexes[number] = segments.decode_index(start[HEAD_BYTES:behind]), behind
+            assert self._store is not None
+            self._indexes[number] = open_segment(self._store, self.segments[number][1])
         return self._indexes[number]
-
-    def _part(self, key: str, start: int, length: int) -> bytes:
-        assert self._store is not None
-        found = self._store.part(key, start, length)
-        if found is None:
-            raise HistoryUnreadable("A segment went away while it was read", key=key)
-        return found
 
     def _records(self, number: int, at: int) -> list[Record]:
         records = (record for name in (self.tenant, EVERYBODY) for record in self._block(number, name))
@@ -188,7 +194,8 @@ class Past:
         if block is None:
             return []
         key = None if name == EVERYBODY else self.key
-        packed = self._part(self.segments[number][1], behind + block.start, block.length)
+        assert self._store is not None
+        packed = _part(self._store, self.segments[number][1], behind + block.start, block.length)
         return [Record(self.partition, e.offset, key, e.value, e.time_ms) for e in segments.decode_block(packed)]
 
     def _from_log(self, start: int, end: int, copied: Copied) -> Iterator[Slice]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final, NamedTuple
 
+from appliers.history.reading import open_segment
 from appliers.history.segments import without
 from appliers.snapshots import claims, publish
 from appliers.snapshots.claims import Claim
@@ -67,10 +68,12 @@ def erase(store: Store, held: Claim, newest: Manifest, tenant: str) -> list[str]
     claims.check(store, held)
     store.delete(gone)
     for stored in store.list(held.keys.history):
-        if span_of(stored.key) is not None and (content := store.get(stored.key)) is not None:
-            rest = without(content, tenant)
-            if rest is not None:
-                store.put(stored.key, rest)
+        if span_of(stored.key) is None or tenant not in open_segment(store, stored.key)[0].blocks:
+            continue
+        content = store.get(stored.key)
+        rest = None if content is None else without(content, tenant)
+        if rest is not None:
+            store.put(stored.key, rest)
     store.settle()
     return gone
 
