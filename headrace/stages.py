@@ -135,6 +135,7 @@ def run_relay(config: Config, *, new_generation: bool = False, keep: bool = Fals
             new_generation=first and new_generation,
             keep=first and keep,
             copy_workers=source.copy_workers,
+            refill_share=source.refill_share,
             slot_timeout_s=source.slot_timeout_s,
             progress_interval_s=source.progress_interval_s,
             streaming=streaming,
