@@ -54,6 +54,18 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How long making the slot may wait for older transactions of the source before it is an error."""
     progress_interval_s: Positive = 1.0
     """How often the relay tells every partition how far it is, and Postgres what it may forget."""
+    watch_interval_s: Positive = 10.0
+    """How often the relay looks, on a connection of its own, at what the server keeps for the slot."""
+    heartbeat_s: Annotated[float, Meta(ge=0)] = 10.0
+    """How often the relay writes an empty logical message, while nothing else moves the slot; 0: never."""
+    stall_timeout_s: Annotated[float, Meta(ge=0)] = 120.0
+    """After so long without a sign of life from a server that goes on, the relay connects again; not before
+    `wal_sender_timeout` is over. 0: never."""
+    drop_slot_above_bytes: Annotated[int, Meta(ge=0)] = 0
+    """For a server without `max_slot_wal_keep_size`: drop the slot when more WAL than this is kept for it, before the disk
+    is full and the database stops. `headrace recover` is the way back. 0: never."""
+    failover: bool = True
+    """Make the slot so that a standby may have it too, where the server can (PostgreSQL 17 on)."""
     streaming: bool = True
     """Take large transactions while they run. Without, Postgres keeps each on its own disk until it commits."""
     spill_path: str = ""

@@ -26,6 +26,7 @@ from appliers.assignment import Share
 from appliers.handover import Handover
 from appliers.worker import Worker, WorkerOptions
 from cdc.errors import Disposition, HeadraceError, MessageUncertain, SourceConfused
+from cdc.slot_watch import SlotWatch, WatchOptions
 from fanout.log import open_member, open_reader, open_writer
 from fanout.log.wakeup import Signal
 from fanout.relay import Relay, RelayOptions, RelayStatus
@@ -122,11 +123,17 @@ def run_relay(config: Config, *, new_generation: bool = False, keep: bool = Fals
     """The relay, until a signal. Raises HeadraceError."""
     status_file = StatusFile(Path(config.run.path), "relay", stage="relay")
     source = config.source
+    tenancy = Tenancy(config.tenancy, config.placement.region)
     first = new_generation or keep
     streaming = source.streaming
+    watched = WatchOptions(
+        interval_s=source.watch_interval_s, heartbeat_s=source.heartbeat_s, drop_above_bytes=source.drop_slot_above_bytes
+    )
+    watch = SlotWatch(config.dsn(), source.slot, watched)
 
     def attempt(run: Callable[[Stage], None]) -> None:
         nonlocal first, streaming
+        watch.check()
         options = RelayOptions(
             dsn=config.dsn(),
             slot=source.slot,
@@ -137,6 +144,8 @@ def run_relay(config: Config, *, new_generation: bool = False, keep: bool = Fals
             copy_workers=source.copy_workers,
             refill_share=source.refill_share,
             slot_timeout_s=source.slot_timeout_s,
+            failover=source.failover,
+            stall_timeout_s=source.stall_timeout_s,
             progress_interval_s=source.progress_interval_s,
             streaming=streaming,
             spill_path=Path(source.spill_path or Path(config.run.path) / "spill"),
@@ -145,7 +154,7 @@ def run_relay(config: Config, *, new_generation: bool = False, keep: bool = Fals
         with (
             open_writer(config.log) as writer,
             open_reader(config.log) as reader,
-            Relay(options, Tenancy(config.tenancy, config.placement.region), writer, reader, on_status) as relay,
+            Relay(options, tenancy, writer, reader, on_status, watch) as relay,
         ):
             try:
                 run(relay)
@@ -159,7 +168,8 @@ def run_relay(config: Config, *, new_generation: bool = False, keep: bool = Fals
         first = first and status.phase == "starting"
         status_file.write(status)
 
-    Runner(config.run.retry_s, status_file).run(attempt)
+    with watch:
+        Runner(config.run.retry_s, status_file).run(attempt)
 
 
 def allow_files() -> int:
