@@ -283,11 +283,11 @@ def _failover(source: Source) -> Iterator[Finding]:
             f"ALTER_REPLICATION_SLOT {identifier(slot.name)} (FAILOVER true);",
         )
     if not source.synchronized_standby_slots:
-        names = ", ".join(source.physical_slots) or "the standby's slot"
+        names = ", ".join(source.physical_slots) or "STANDBY_SLOT"
         yield warning(
             check,
             "synchronized_standby_slots is empty: replicas may get what the standby that takes over never had",
-            "On each standby: alter system set sync_replication_slots = on; with primary_slot_name, hot_standby_feedback = on "
+            "On each standby: alter system set sync_replication_slots = on; with primary_slot_name, hot_standby_feedback "
             f"and a dbname in primary_conninfo. Here: alter system set synchronized_standby_slots = '{names}'; "
             "select pg_reload_conf();",
         )
