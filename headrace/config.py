@@ -14,7 +14,7 @@ import socket
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -157,6 +157,44 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Longest wait between two attempts after an error worth retrying. The first wait is half a second."""
 
 
+Address = Annotated[str, Meta(pattern=r"^$|^(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):[0-9]{1,5}$")]
+
+
+class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where processes answer Prometheus (`docs/metrics.md`): `host:port`, without encryption or tokens."""
+
+    listen: Address = ""
+    """Of a process that runs one stage; empty: it does not. Under `headrace run` it is `run`'s own, and its processes have
+    the ports behind it: the relay the next, the edge the second, appliers the third and on."""
+    relay: Address = ""
+    """The relay's, in place of that."""
+    applier: Address = ""
+    """The appliers', in place of that: of the first on this machine; the others have the ports behind it."""
+    edge: Address = ""
+    """The edge's, in place of that."""
+    audit: Address = ""
+    """The audit's, in place of that."""
+
+    def address(self, stage: Literal["run", "relay", "applier", "edge", "audit"], number: int = 1) -> tuple[str, int] | None:
+        """Host and port of a process of this stage, the `number`th on this machine; None: it does not answer."""
+        own = "" if stage == "run" else getattr(self, stage)
+        if not own and not self.listen:
+            return None
+        return _address(own, number - 1) if own else _address(self.listen, 0)
+
+    def behind(self, place: int) -> str:
+        """`listen` of a process that `run` starts; empty without."""
+        if not self.listen:
+            return ""
+        host, port = _address(self.listen, place)
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _address(text: str, further: int) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port) + further
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything."""
 
@@ -170,6 +208,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     columns: list[ColumnConfig] = []
     run: RunConfig = RunConfig()
     edge: EdgeConfig = EdgeConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
     def __post_init__(self) -> None:
         # ValueError: msgspec turns it into a ValidationError that names the file
