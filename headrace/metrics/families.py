@@ -11,7 +11,12 @@ from typing import Final, Literal, NamedTuple
 
 Kind = Literal["gauge", "counter", "histogram"]
 
-PHASES: Final = ("starting", "copying", "streaming", "applying", "auditing", "serving", "stopping", "stopped", "retrying")
+PHASES: Final = {
+    "relay": ("starting", "copying", "streaming", "stopping", "retrying"),
+    "applier": ("starting", "applying", "stopped", "retrying"),
+    "audit": ("starting", "auditing", "retrying"),
+}
+"""Of each stage, what it says of itself; `retrying`: it waits out an error."""
 
 
 class Family(NamedTuple):

@@ -92,7 +92,7 @@ def fill_relay(samples: Samples, status: RelayStatus, phase: str, watch: SlotWat
     fill_source(samples, slot, watch.latest)
     samples.add("headrace_relay_heartbeats_total", watch.heartbeats)
     samples.add("headrace_relay_ended_sessions_total", watch.ended_sessions)
-    samples.one_of("headrace_relay_phase", PHASES, phase)
+    samples.one_of("headrace_relay_phase", PHASES["relay"], phase)
     samples.add("headrace_relay_generation", status.generation)
     for name in ("received", "appended", "durable"):
         lsn = parse_lsn(getattr(status, f"{name}_lsn"))
@@ -115,7 +115,7 @@ def fill_relay(samples: Samples, status: RelayStatus, phase: str, watch: SlotWat
 
 def fill_applier(samples: Samples, status: WorkerStatus, phase: str) -> None:
     """As `fill_relay`."""
-    samples.one_of("headrace_applier_phase", PHASES, phase)
+    samples.one_of("headrace_applier_phase", PHASES["applier"], phase)
     samples.add("headrace_applier_partitions", status.partitions)
     samples.add("headrace_applier_waiting_partitions", status.waiting)
     now = time.time()
@@ -148,7 +148,7 @@ def fill_applier(samples: Samples, status: WorkerStatus, phase: str) -> None:
 
 def fill_audit(samples: Samples, status: AuditStatus, phase: str) -> None:
     """As `fill_relay`."""
-    samples.one_of("headrace_audit_phase", PHASES, phase)
+    samples.one_of("headrace_audit_phase", PHASES["audit"], phase)
     samples.add("headrace_audit_rounds_total", status.rounds)
     samples.add("headrace_audit_compared_replicas_total", status.compared)
     samples.add("headrace_audit_compared_rows_total", status.rows)
