@@ -34,7 +34,9 @@ pytestmark = pytest.mark.faults
 DASHBOARDS = sorted((ROOT / "infra/grafana/dashboards").glob("*.json"))
 ENTRY = f"insert into ledger (tenant, tag, parts, account, amount) values ('{WHO}', -1, 1, 1, 0)".encode()
 SLOW = FOUNDERS[2]
-WRITING = {"HeadraceWalRetained", "HeadraceSourceLag", "HeadraceApplyLag"}
+DIFFERS = {"HeadraceReplicasDiffer"}
+"""The audit may look at the tenant's replica before it stops."""
+WRITING = {"HeadraceWalRetained", "HeadraceSourceLag", "HeadraceApplyLag"} | DIFFERS
 """What half an hour of writing without a pause may bring."""
 
 
@@ -245,6 +247,25 @@ def test_labels_are_those_of_the_page_and_never_a_tenant(scene: Scene) -> None:
             assert not any(founder in value for _, value in labels for founder in FOUNDERS)
 
 
+def test_what_was_done_is_counted(scene: Scene) -> None:
+    """Rows, records, requests and rounds, by the processes that had them."""
+    calm, lost = scene.situations["calm"][1], scene.situations["lost"][1]
+    statuses = {status: calm.get("headrace_edge_requests_total", status=status) for status in ("2xx", "4xx", "5xx")}
+    assert (statuses["2xx"] >= 1, statuses["4xx"] >= 2, statuses["5xx"]) == (True, True, 0)
+    assert calm.get("headrace_edge_request_duration_seconds_count") == sum(statuses.values())
+    assert (calm.get("headrace_edge_open_replicas"), calm.get("headrace_edge_workers")) == (1, 1)
+    assert calm.get("headrace_relay_rows_total") > 0
+    assert calm.get("headrace_relay_errors_total", error="SourceUnavailable") == 1
+    assert calm.get("headrace_applier_errors_total", error="LogMissing") >= 1
+    assert calm.get("headrace_applier_rows_total") > 0
+    assert calm.get("headrace_applier_visible_seconds_count") > 0
+    assert calm.get("headrace_applier_stored_bytes_total") > 0
+    assert calm.get("headrace_audit_rounds_total") >= 1
+    assert calm.get("headrace_source_slot_state", state="active", job="headrace-edge") == 1
+    assert lost.get("headrace_applier_quarantined_tenants") == 1
+    assert scene.situations["run"][1].get("headrace_run_child_up", child="relay") == 1
+
+
 def test_names_follow_the_conventions() -> None:
     """https://prometheus.io/docs/practices/naming/: the stage first, `_total` of counters alone, base units."""
     for name, family in FAMILIES.items():
@@ -305,11 +326,11 @@ def test_a_dashboard_can_be_provisioned(path: Path, tmp_path: Path) -> None:
     ("situation", "must", "may"),
     [
         ("calm", set(), set()),
-        ("quarantined", {"HeadraceTenantQuarantined"}, set()),
-        ("lag", {"HeadraceApplyLag", "HeadraceTenantQuarantined"}, set()),
-        ("relay down", {"HeadraceRelayDown", "HeadraceTenantQuarantined"}, set()),
+        ("quarantined", {"HeadraceTenantQuarantined"}, DIFFERS),
+        ("lag", {"HeadraceApplyLag", "HeadraceTenantQuarantined"}, DIFFERS),
+        ("relay down", {"HeadraceRelayDown", "HeadraceTenantQuarantined"}, DIFFERS),
         ("budget", {"HeadraceWalBudgetShort", "HeadraceTenantQuarantined"}, WRITING),
-        ("lost", {"HeadraceSlotLost", "HeadraceRelayDown", "HeadraceTenantQuarantined"}, set()),
+        ("lost", {"HeadraceSlotLost", "HeadraceRelayDown", "HeadraceTenantQuarantined"}, DIFFERS),
     ],
 )
 def test_alerts_fire(scene: Scene, tmp_path: Path, situation: str, must: set[str], may: set[str]) -> None:
