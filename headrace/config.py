@@ -190,6 +190,10 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+METRICS_OFF: Final = {f"{PREFIX}METRICS_{name.upper()}": "" for name in MetricsConfig.__struct_fields__}
+"""The environment of processes that work for a while beside those that are asked, whose addresses they must not take."""
+
+
 def _address(text: str, further: int) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     return host.strip("[]"), int(port) + further

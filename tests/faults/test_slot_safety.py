@@ -21,6 +21,7 @@ from cdc.slot import SlotState, inspect_slot
 from cdc.slot_watch import SlotWatch, WatchOptions
 from fanout.log import LogConfig
 from fanout.tenancy import Rule
+from headrace.local_postgres import free_port
 from tests.conftest import Database, new_database
 from tests.end_to_end.oracle import wait_until
 from tests.end_to_end.running import Running
@@ -167,9 +168,12 @@ def test_the_slot_is_dropped_before_the_disk_is_full_and_recovered(
     assert inspect_slot(pipeline.conn, pipeline.slot).state is SlotState.MISSING
     pipeline.conn.execute("update accounts set price = price + 1 where id = 1")
     monkeypatch.chdir(pipeline.directory)
-    pipeline.configure(drop_slot_above_bytes=0)
+    # its relay and its applier must not want the same port
+    pipeline.configure(drop_slot_above_bytes=0, more={"metrics": {"listen": f"127.0.0.1:{free_port()}"}})
+    applier.stop()
     assert Operator(pipeline.directory).json("recover", "--timeout=50")["generation"] == 2
-    relay = pipeline.relay()
+    pipeline.configure(drop_slot_above_bytes=0)
+    relay, applier = pipeline.relay(), pipeline.applier()
     pipeline.conn.execute("select found('late')")
     pipeline.assert_equal(relay, applier, generation=2)
     relay.stop()
