@@ -40,7 +40,7 @@ class _Server(MPServer):
     def shutdown(self, exit_code: int = 0) -> None:
         """Called when a signal came."""
         self.ending()
-        super().shutdown(exit_code)
+        super().shutdown(exit_code)  # type: ignore[no-untyped-call]
 
 
 def serve(options: EdgeOptions, prepare: Callable[[], Seams], ending: Callable[[], None]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 import psycopg
 
+from appliers.worker import WorkerStatus
 from cdc.connection import connect
 from cdc.errors import HeadraceError
 from cdc.slot import Slot, inspect_slot
@@ -23,7 +24,7 @@ from fanout.log import LogReader, open_reader
 from fanout.log.interface import Extent
 from fanout.relay import RelayStatus
 from headrace.config import Config
-from headrace.dashboard.trends import Counters, Point, point_of, worsening
+from headrace.dashboard.trends import Count, Counters, Point, point_of, worsening
 from headrace.lag import Lag, applied_places, compose, running_appliers
 from headrace.status import (
     Sizes,
@@ -41,8 +42,8 @@ from headrace.status_file import Failure, Process, read_processes
 
 HISTORY: Final = 900
 _SAMPLES: Final = 60
-_SOURCE_S: Final = 2.0
-"""How often Postgres is asked at most."""
+_SOURCE_S: Final = 0.9
+"""How often Postgres is asked at most, as by `headrace lag --watch`."""
 _SIZES_SHARE: Final = 100
 """Files are looked at for a hundredth of the time."""
 _SIZES_S: Final = 10.0
@@ -150,16 +151,18 @@ class Observer:
             return failure_of(error)
 
     def _count(self, at_ms: int, slot: Slot | None, processes: list[Process]) -> None:
-        relays = [p.status for p in processes if p.state == "running" and isinstance(p.status, RelayStatus)]
-        appliers = running_appliers(processes)
+        relays = [p for p in processes if p.state == "running" and isinstance(p.status, RelayStatus)]
+        appliers = [p for p in processes if p.state == "running" and isinstance(p.status, WorkerStatus)]
         asked = read_counts(self._counts_in) if self._counts_in is not None else None
+        wal_lsn = slot.wal_lsn if slot is not None else None
+        source_ms = at_ms - (time.monotonic() - self._asked_at) * 1000
         self._counts.append(
             Counters(
                 at_ms=at_ms,
-                wal_bytes=slot.wal_lsn if slot is not None else None,
-                relayed_rows=relays[0].rows if relays else None,
-                applied_rows=sum(status.rows for status in appliers) if appliers else None,
-                requests=sum(asked.statuses.values()) if asked is not None else None,
+                wal_bytes=Count(wal_lsn, source_ms) if wal_lsn is not None else None,
+                relayed_rows=_rows(at_ms, relays),
+                applied_rows=_rows(at_ms, appliers),
+                requests=Count(sum(asked.statuses.values()), at_ms) if asked is not None else None,
             )
         )
 
@@ -181,3 +184,9 @@ class Observer:
             replicas=replicas,
             snapshots_late_s=late_s(config.snapshots),
         )
+
+
+def _rows(at_ms: int, processes: list[Process]) -> Count | None:
+    """All of these together, when the last of them told."""
+    told = [p.status.rows for p in processes if isinstance(p.status, RelayStatus | WorkerStatus)]
+    return Count(sum(told), at_ms - min(p.age_s for p in processes) * 1000) if told else None

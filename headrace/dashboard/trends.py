@@ -7,7 +7,7 @@ out. Both end up in the same list of problems.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -21,14 +21,21 @@ _SPAN_MS: Final = 5_000
 _UNCONFIRMED: Final = 64 << 20
 
 
+class Count(NamedTuple):
+    """What only grows, and when it was told: Unix milliseconds."""
+
+    value: int
+    at_ms: float
+
+
 class Counters(msgspec.Struct, frozen=True, kw_only=True):
-    """What only grows, as of one moment; None where nobody tells. Rows: since the process was started."""
+    """As they were seen at one moment; None where nobody tells. Rows: since the process was started."""
 
     at_ms: int
-    wal_bytes: int | None = None
-    relayed_rows: int | None = None
-    applied_rows: int | None = None
-    requests: int | None = None
+    wal_bytes: Count | None = None
+    relayed_rows: Count | None = None
+    applied_rows: Count | None = None
+    requests: Count | None = None
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,11 +59,15 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 def rate(counts: Sequence[Counters], name: str) -> float | None:
     """A second's, over the last seconds of these; None when it is not known, or began anew."""
     last = counts[-1]
-    first = next((c for c in counts if last.at_ms - c.at_ms <= _SPAN_MS and getattr(c, name) is not None), last)
-    end, begin = getattr(last, name), getattr(first, name)
-    if end is None or begin is None or end < begin or last.at_ms <= first.at_ms:
+    end: Count | None = getattr(last, name)
+    if end is None:
         return None
-    return float((end - begin) * 1000 / (last.at_ms - first.at_ms))
+    told: Iterator[Count | None] = (getattr(c, name) for c in counts if last.at_ms - c.at_ms <= _SPAN_MS)
+    begin = next((count for count in told if count is not None), end)
+    if end.value < begin.value or last.at_ms == counts[0].at_ms:
+        return None
+    passed_ms = end.at_ms - begin.at_ms
+    return (end.value - begin.value) * 1000 / passed_ms if passed_ms > 0 else 0.0
 
 
 def point_of(lag: Lag, counts: Sequence[Counters]) -> Point:

@@ -1,15 +1,17 @@
 // Throughput, latency and lag over the last minutes, drawn by uPlot.
 
-import { bytes, duration, h, number, put } from "./format.js";
+import { bytes, clock, duration, h, number, put } from "./format.js";
 
 const KEPT_MS = 15 * 60_000;
 const GAP_MS = 10_000;
+const LEAST_S = 60;
+const MOST_MS = 5000;
 const CHARTS = [
   { title: "Throughput", unit: "rows a second", show: (v) => `${number(v)}/s`, tick: number,
     series: [["relayed", "relayed_rows_s"], ["applied", "applied_rows_s"]] },
   { title: "Commit to visible", unit: "milliseconds", show: duration, tick: duration,
     series: [["p50", "visible_p50_ms"], ["p99", "visible_p99_ms"]] },
-  { title: "Lag", unit: "WAL bytes behind", show: bytes, tick: bytes,
+  { title: "Lag", unit: "bytes of WAL, most in 5 s", most: true, show: bytes, tick: bytes,
     series: [["not confirmed", "unconfirmed_bytes"], ["not applied", "behind_bytes"]] },
 ];
 
@@ -37,7 +39,7 @@ export class Charts {
     const points = withGaps(this.points);
     const times = points.map((p) => p.at_ms / 1000);
     for (const chart of this.charts) {
-      const data = [times, ...chart.series.map(([, name]) => points.map((p) => p[name] ?? null))];
+      const data = [times, ...chart.series.map(([, name]) => points.map((p, at) => value(points, at, name, chart.most)))];
       if (!chart.plot) chart.plot = plot(chart, data);
       else chart.plot.setData(data);
       label(chart, this.points.at(-1) ?? {});
@@ -58,7 +60,7 @@ function make(place, chart) {
   const values = chart.series.map(() => h("b", {}, "–"));
   const keys = chart.series.map(([name], at) => h("li", {}, `${name} `, values[at]));
   const canvas = h("div", { class: "plot", role: "img" });
-  const title = h("h2", {}, chart.title, " ", h("span", { class: "muted small" }, ""));
+  const title = h("h2", {}, chart.title, " ", h("span", { class: "unit" }, chart.unit));
   place.append(h("div", { class: "card chart" }, title, h("ul", { class: "keys" }, ...keys), canvas));
   return { ...chart, values, canvas, plot: null };
 }
@@ -74,6 +76,15 @@ function withGaps(points) {
   return found;
 }
 
+/** A lag is a saw, since the relay tells once a second where it is: the most of some seconds shows how high it is. */
+function value(points, at, name, most) {
+  let found = points[at][name] ?? null;
+  for (let back = at; most && found !== null && back >= 0 && points[at].at_ms - points[back].at_ms < MOST_MS; back -= 1) {
+    found = Math.max(found, points[back][name] ?? 0);
+  }
+  return found;
+}
+
 function label(chart, point) {
   chart.series.forEach(([, name], at) => put(chart.values[at], chart.show(point[name])));
   const said = chart.series.map(([key, name]) => `${key} ${chart.show(point[name])}`).join(", ");
@@ -85,9 +96,9 @@ function plot(chart, data) {
   const axis = { stroke: muted, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 } };
   const options = {
     ...size(chart), legend: { show: false }, cursor: { y: false, drag: { x: false, y: false } },
-    scales: { x: { time: true, range: (_, low, high) => [Math.min(low, high - 60), high] },
+    scales: { x: { time: true, range: (_, low, high) => around(low, high ?? Date.now() / 1000) },
       y: { range: (_, low, high) => [0, high > 0 ? high * 1.15 : 1] } },
-    axes: [{ ...axis, space: 70 }, { ...axis, size: 62, space: 34, values: (_, ticks) => ticks.map(chart.tick) }],
+    axes: [{ ...axis, space: 80, size: 28, values: (_, ticks) => ticks.map((at) => clock(at * 1000)) }, { ...axis, size: 62, space: 34, values: (_, ticks) => ticks.map(chart.tick) }],
     series: [{}, { stroke: accent, width: 2, points: { show: false } },
       { stroke: second, width: 2, dash: [6, 4], points: { show: false } }],
     hooks: { setCursor: [(u) => {
@@ -97,6 +108,10 @@ function plot(chart, data) {
     }] },
   };
   return new window.uPlot(options, data, chart.canvas);
+}
+
+function around(low, high) {
+  return [Math.min(low ?? high, high - LEAST_S), high];
 }
 
 function size(chart) {

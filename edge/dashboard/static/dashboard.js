@@ -16,7 +16,7 @@ let stream = null;
 let charts = null;
 let learned = false;
 
-const tenant = new Tenant($("tenant"), () => token);
+const tenant = new Tenant($("tenant"), $("answers"), () => token);
 new Search($("search"), $("found"), () => token, choose);
 
 // --- who looks ---

@@ -24,7 +24,18 @@ export function duration(ms) {
   return ms < 172_800_000 ? `${Math.round(ms / 3_600_000)} h` : `${Math.round(ms / 86_400_000)} days`;
 }
 
-/** 12:03:07 of an ISO 8601 time, in the browser's zone. */
+/** Bytes of WAL from one LSN to a later one; null when one is not known. */
+export function between(from, to) {
+  if (!from || !to) return null;
+  return Math.max(0, Number(lsn(to) - lsn(from)));
+}
+
+function lsn(text) {
+  const [high, low] = text.split("/");
+  return (BigInt(`0x${high}`) << 32n) + BigInt(`0x${low}`);
+}
+
+/** 12:03:07 of an ISO 8601 time, or of Unix milliseconds, in the browser's zone. */
 export function clock(text) {
   return text ? new Date(text).toLocaleTimeString("en-GB") : "–";
 }

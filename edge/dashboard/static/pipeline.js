@@ -1,6 +1,6 @@
 // The whole pipeline: what needs a person, five stages, four figures, all partitions.
 
-import { bytes, commandIn, duration, facts, h, hint, number, put } from "./format.js";
+import { between, bytes, commandIn, duration, facts, h, hint, number, put } from "./format.js";
 
 const LATE_MS = 5000;
 const SOON_S = 1800;
@@ -51,22 +51,24 @@ function source({ status: { source }, point }) {
   const now = source.failure ? "no answer" : { active: "slot is read", inactive: "slot is not read",
     invalidated: "slot is lost", missing: "no slot", foreign: "foreign slot" }[source.state] ?? "–";
   return { name: "Postgres", state, now, pairs: {
-    WAL: mono(source.wal_lsn), "written": point.wal_bytes_s === null ? "–" : `${bytes(Math.round(point.wal_bytes_s))}/s`,
-    slot: source.slot, "WAL kept": bytes(source.retained_bytes) } };
+    WAL: mono(source.wal_lsn), written: point.wal_bytes_s === null ? "–" : `${bytes(Math.round(point.wal_bytes_s))}/s`,
+    confirmed: mono(source.confirmed_flush_lsn), "not confirmed": bytes(source.lag_bytes), "WAL kept": bytes(source.retained_bytes) } };
 }
 
-function relay({ status, lag }) {
+function relay({ status }) {
   const process = status.processes.find((p) => p.stage === "relay");
-  const { state, now } = stateOf(process);
   const told = process?.status;
-  return { name: "Relay", state, now, pairs: {
-    received: mono(told?.received_lsn), "in the log": mono(told?.durable_lsn), confirmed: mono(lag.confirmed_flush_lsn),
-    "not confirmed": bytes(lag.unconfirmed_bytes) } };
+  return { name: "Relay", ...stateOf(process), pairs: {
+    received: mono(told?.received_lsn), "not received": bytes(between(told?.received_lsn, status.source.wal_lsn)),
+    transactions: number(told?.transactions), rows: number(told?.rows), copied: told?.copied_rows ? `${number(told.copied_rows)} rows` : null } };
 }
 
-function log({ status: { log } }) {
+function log({ status: { log, processes }, at_ms: at }) {
+  const told = processes.find((p) => p.stage === "relay")?.status;
+  const since = told?.progress_time_us ? Math.max(0, at - told.progress_time_us / 1000) : null;
   return { name: "Log", state: log.failure ? "bad" : "good", now: log.failure ? "no answer" : log.kind, pairs: {
-    records: number(log.records), partitions: number(log.partitions), size: log.size_bytes === null ? null : bytes(log.size_bytes) } };
+    durable: mono(told?.durable_lsn), "not durable": bytes(between(told?.durable_lsn, told?.received_lsn)), "time behind": duration(since),
+    records: number(log.records), size: log.size_bytes === null ? null : bytes(log.size_bytes) } };
 }
 
 function appliers({ status, lag, point }) {
@@ -78,7 +80,13 @@ function appliers({ status, lag, point }) {
   return { name: all.length > 1 ? "Appliers" : "Applier", state: late && state === "good" ? "warn" : state,
     now: late && state === "good" ? "behind" : all.length > 1 ? `${running.length} of ${all.length} run` : now, pairs: {
       "records behind": number(lag.behind), "WAL behind": bytes(point.behind_bytes), "time behind": duration(point.lag_ms),
-      "rows applied": number(running.reduce((sum, p) => sum + (p.status?.rows ?? 0), 0)) } };
+      applied: mono(lowest(lag.partitions)), rows: number(running.reduce((sum, p) => sum + (p.status?.rows ?? 0), 0)) } };
+}
+
+/** The lowest applied LSN of all partitions. */
+function lowest(partitions) {
+  const known = partitions.map((p) => p.applied_lsn).filter(Boolean);
+  return known.reduce((low, lsn) => (low === null || between(lsn, low) > 0 ? lsn : low), null);
 }
 
 function replicas({ status: { replicas, processes }, time_travel_days: days }) {
@@ -104,11 +112,11 @@ function mono(text) {
 export function showTiles(place, { point, status: { source }, wal_budget_s: left }) {
   const late = point.behind > 0 && point.lag_ms > LATE_MS;
   place.replaceChildren(
-    tile("Commit to visible, p50", duration(point.visible_p50_ms), `p99 ${duration(point.visible_p99_ms)}, of the last second with changes`),
-    tile("Behind", late ? duration(point.lag_ms) : `${number(point.behind)} records`,
-      late ? `${number(point.behind)} records, ${bytes(point.behind_bytes)} of WAL` : `the slowest partition: ${bytes(point.behind_bytes)} of WAL`, late ? "bad" : ""),
+    tile("Commit to visible, p50", duration(point.visible_p50_ms), `p99 ${duration(point.visible_p99_ms)}, in the last second with changes`),
+    tile("Not applied", late ? duration(point.lag_ms) : `${number(point.behind)} records`,
+      late ? `${number(point.behind)} records, ${bytes(point.behind_bytes)} of WAL` : `at most, and ${bytes(point.behind_bytes)} of WAL: told once a second`, late ? "bad" : ""),
     budget(source, left),
-    tile("Rows applied", `${number(point.applied_rows_s)}/s`, `${number(point.relayed_rows_s)}/s relayed; ${number(point.requests_s)} requests/s served`));
+    tile("Rows applied", `${number(point.applied_rows_s)}/s`, `${number(point.relayed_rows_s)}/s relayed; ${number(point.requests_s)} requests/s`));
 }
 
 function budget(source, left) {

@@ -4,6 +4,7 @@ import { bytes, clock, duration, facts, h, hint, number } from "./format.js";
 import { headers } from "./stream.js";
 
 const SHOWN_ROWS = 8;
+const MOMENT = /^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\.\d+.*$/;
 
 /** A combobox: letters, arrows, Enter, Escape. `chosen`: called with a tenant. */
 export class Search {
@@ -71,10 +72,8 @@ export class Search {
 
 /** What is told of the tenant, and questions to its replica, asked again when the tenant has changed. */
 export class Tenant {
-  constructor(place, token) {
-    Object.assign(this, { place, token, questions: [], account: "-", question: 0, rows: new Set(), name: null });
-    this.told = h("div", {});
-    this.asked = h("div", {});
+  constructor(place, answers, token) {
+    Object.assign(this, { place, answers, token, questions: [], account: "-", question: 0, rows: new Set(), name: null });
   }
 
   async learn() {
@@ -88,13 +87,12 @@ export class Tenant {
   wait(name) {
     this.name = name;
     this.rows = new Set();
-    this.told.replaceChildren(h("p", { class: "muted" }, "Asking for ", h("b", {}, name), " …"));
-    this.asked.replaceChildren();
-    this.place.replaceChildren(this.told, this.asked);
+    this.answers.hidden = true;
+    this.place.replaceChildren(h("p", { class: "muted" }, "Asking for ", h("b", {}, name), " …"));
   }
 
   missing({ tenant, why }) {
-    this.told.replaceChildren(h("p", { class: "notice" }, why ?? `${tenant} has no replica here, or your token does not see it.`));
+    this.place.replaceChildren(h("p", { class: "notice" }, why ?? `${tenant} has no replica here, or your token does not see it.`));
   }
 
   show(now) {
@@ -102,7 +100,7 @@ export class Tenant {
     if (detail.tenant !== this.name) return;
     const { place, quarantine, failure } = detail;
     const state = { ready: "good", copying: "warn", stale: "warn", quarantined: "bad", unreadable: "bad" }[detail.state];
-    this.told.replaceChildren(
+    this.place.replaceChildren(
       h("p", { class: "name" }, detail.tenant, h("span", { class: `pill ${state}` }, detail.state)),
       ...(quarantine ? [notice(`Stopped at ${quarantine.position}, since ${new Date(quarantine.since_ms).toLocaleString("en-GB")}: ${quarantine.error}: ${quarantine.reason}`, quarantine.hint)] : []),
       ...(failure ? [notice(failure.message, failure.hint)] : []),
@@ -131,9 +129,10 @@ export class Tenant {
     if (tenant !== this.name || asked !== this.questions[this.question]) return;
     const took = performance.now() - begun;
     const focused = document.activeElement?.dataset?.question;
-    this.asked.replaceChildren(h("h3", {}, "What its replica answers"), this.tabs(),
-      ...(answer.success ? this.answered(asked, answer.result[0].results, took) : [h("p", { class: "notice" }, answer.errors[0].message)]));
-    if (focused !== undefined) this.asked.querySelector(`[data-question="${focused}"]`)?.focus();
+    this.answers.hidden = false;
+    this.answers.replaceChildren(h("h2", {}, `What the replica of ${tenant} answers`), this.tabs(),
+      ...(answer.success ? this.answered(asked, answer.result[0], took) : [h("p", { class: "notice" }, answer.errors[0].message)]));
+    if (focused !== undefined) this.answers.querySelector(`[data-question="${focused}"]`)?.focus();
   }
 
   tabs() {
@@ -142,13 +141,13 @@ export class Tenant {
       onclick: () => { this.question = at; this.rows = new Set(); this.ask(); } }, title)));
   }
 
-  answered(asked, rows, took) {
+  answered(asked, { results: rows, meta }, took) {
     const columns = asked.shown?.length ? asked.shown : Object.keys(rows[0] ?? {});
     const known = this.rows;
     const shown = rows.slice(0, SHOWN_ROWS).map((row) => columns.map((name) => cell(row[name])));
     this.rows = new Set(shown.map(String));
     return [
-      h("p", { class: "muted" }, `${number(rows.length)} rows in ${duration(took)} over HTTP`),
+      h("p", { class: "muted" }, `${number(rows.length)} rows: ${duration(meta.duration)} in the replica, ${duration(took)} until they were here`),
       h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": asked.title }, h("table", { class: "left" },
         h("thead", {}, h("tr", {}, ...columns.map((name) => h("th", { scope: "col" }, name)))),
         h("tbody", {}, ...shown.map((cells) => h("tr", { class: known.size && !known.has(String(cells)) ? "fresh" : false },
@@ -158,7 +157,7 @@ export class Tenant {
 }
 
 function cell(value) {
-  const text = value === null || value === undefined ? "" : String(value);
+  const text = value === null || value === undefined ? "" : String(value).replace(MOMENT, "$1");
   return text.length > 60 ? `${text.slice(0, 59)}…` : text;
 }
 
