@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,10 +29,12 @@ from fanout.log import LogConfig, open_reader
 from fanout.log.interface import Extent
 from fanout.relay import RelayStatus
 from headrace.config import Config, SnapshotsConfig
+from headrace.output import bytes_text
 from headrace.status_file import AuditStatus, Failure, Process, read_processes
 
 T = TypeVar("T")
 
+_OF_TENANT: Final = re.compile(r"(`headrace (?:tenant (?:info|release|skip)|resync))`")
 _LATE: Final = 4
 _HELD_MS: Final = 10_000
 """A tenant that waits for values of a row usually does so for milliseconds."""
@@ -138,9 +142,12 @@ def late_s(snapshots: SnapshotsConfig) -> float | None:
 
 
 def stopped(entry: Quarantined) -> Stopped:
-    """A quarantined tenant as a part of the answer."""
+    """A quarantined tenant as a part of the answer. Commands in its hint name the tenant."""
     told = {name: getattr(entry, name) for name in Stopped.__struct_fields__}
-    return Stopped(**{**told, "tenant": None if entry.tenant == SHARED_NAME else entry.tenant})
+    if entry.tenant == SHARED_NAME:
+        return Stopped(**{**told, "tenant": None})
+    tenant = shlex.quote(entry.tenant)
+    return Stopped(**{**told, "hint": _OF_TENANT.sub(lambda command: f"{command[1]} {tenant}`", entry.hint)})
 
 
 def failure_of(error: HeadraceError) -> Failure:
@@ -286,7 +293,7 @@ def _source_problems(status: Status) -> Iterator[Problem]:
         case SlotState.INVALIDATED:
             yield Problem(f"Slot {source.slot} is lost: Postgres removed WAL that it needed", recover)
         case SlotState.INACTIVE if not reading:
-            kept = f" and Postgres keeps {source.retained_bytes:,} bytes of WAL for it" if source.retained_bytes else ""
+            kept = f", and Postgres keeps {bytes_text(source.retained_bytes)} of WAL for it" if source.retained_bytes else ""
             yield Problem(f"Nobody reads slot {source.slot}{kept}", "Start `headrace run`, or `headrace relay`.")
     if source.wal_status == "unreserved":
         yield Problem(
@@ -299,7 +306,8 @@ def _process_problems(status: Status) -> Iterator[Problem]:
     appliers = [process for process in status.processes if process.stage == "applier"]
     covered = {p for process in appliers if process.state == "running" for p in _partitions(process, status)}
     for process in status.processes:
-        fix = process.failure.hint if process.failure else "Its last log lines say why; start it again."
+        again = f"Its last log lines say why. Start it again: `headrace run`, or `headrace {process.stage}`."
+        fix = process.failure.hint if process.failure else again
         why = f": {process.failure.message}" if process.failure else ""
         replaced = process.stage == "applier" and covered.issuperset(_partitions(process, status))
         if process.state == "running" and process.failure:

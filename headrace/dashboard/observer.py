@@ -24,7 +24,7 @@ from fanout.log import LogReader, open_reader
 from fanout.log.interface import Extent
 from fanout.relay import RelayStatus
 from headrace.config import Config
-from headrace.dashboard.trends import Count, Counters, Point, point_of, worsening
+from headrace.dashboard.trends import Count, Counters, Point, point_of, running_out, worsening
 from headrace.lag import Lag, applied_places, compose, running_appliers
 from headrace.status import (
     Sizes,
@@ -94,18 +94,19 @@ class Observer:
         applied = applied_places(Path(config.replicas.path), appliers)
         extents = self._extents()
         known, failure = (None, slot) if isinstance(slot, Failure) else (slot, None)
-        found = {} if isinstance(extents, Failure) else extents
-        lag = compose(known, failure, found, applied, appliers, config.log.kind)
+        places = {} if isinstance(extents, Failure) else extents
+        lag = compose(known, failure, places, applied, appliers, config.log.kind)
         at_ms = time.time_ns() // 1_000_000
         self._count(at_ms, known, processes)
         point = point_of(lag, self._counts)
         self.history.append(point)
         left_s = eta_s(self._samples) if known is not None else None
         status = self._status(slot, extents, processes)
-        more = worsening(list(self.history), lag, config.source.slot, left_s)
+        first = running_out(config.source.slot, left_s)
+        found = [*first, *problems(status), *worsening(list(self.history), lag)]
         return Frame(
             at_ms=at_ms,
-            status=msgspec.structs.replace(status, problems=[*problems(status), *more]),
+            status=msgspec.structs.replace(status, problems=found),
             lag=lag,
             point=point,
             wal_budget_s=left_s,

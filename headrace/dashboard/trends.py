@@ -99,13 +99,17 @@ def growing(points: Sequence[Point], name: str, least: float) -> bool:
     return now is not None and then is not None and now > least and now > then * 1.1
 
 
-def worsening(points: Sequence[Point], lag: Lag, slot: str, wal_budget_s: float | None) -> Iterator[Problem]:
-    """What will need a person if it goes on, most urgent first. `points`: in order of time, the last one is of `lag`."""
+def running_out(slot: str, wal_budget_s: float | None) -> Iterator[Problem]:
+    """What comes before all else: behind it the slot is lost."""
     if wal_budget_s is not None and wal_budget_s < SOON_S:
         yield Problem(
             f"The WAL budget of slot {slot} runs out in {_time(wal_budget_s)}",
             "Let the relay catch up, or raise max_slot_wal_keep_size and reload Postgres.",
         )
+
+
+def worsening(points: Sequence[Point], lag: Lag) -> Iterator[Problem]:
+    """What will need a person if it goes on. `points`: in order of time, the last one is of `lag`."""
     if growing(points, "unconfirmed_bytes", _UNCONFIRMED):
         yield Problem(
             "The relay falls behind Postgres",

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +38,7 @@ from headrace.time_travel import Wanted
 
 TRANSACTIONS: Final = 10
 _KINDS: Final = frozenset(["changes", "copy", "resync", "truncate"])
+_SAME: Final = ("kind", "generation", "lsn")
 _MOST_LINE: Final = 64 << 20
 
 
@@ -108,8 +109,8 @@ class Viewers:
             tail = Tail(reader, Filter(tenant=tenant, kinds=_KINDS))
             with Directory(self._root) as directory:
                 tail.schemas.update({schema.digest: schema for schema in directory.tables().schemas})
-            found, _ = tail.last(TRANSACTIONS)
-            return [document(shown, tail.schemas, rows=False) for shown in found]
+            found, _ = tail.last(2 * TRANSACTIONS)
+            return merged(document(shown, tail.schemas, rows=False) for shown in found)[-TRANSACTIONS:]
 
     def _time_travel(self, tenant: str) -> time_travel.Info | Failure | None:
         if not self._config.snapshots.url:
@@ -118,6 +119,22 @@ class Viewers:
             return time_travel.info(self._config, tenant, Wanted())
         except HeadraceError as error:
             return failure_of(error)
+
+
+def merged(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records of one transaction as one, in order; those of a first copy, which are none, as they are."""
+    found: list[dict[str, Any]] = []
+    for one in documents:
+        last = found[-1] if found else None
+        same = last is not None and all(last[key] == one[key] for key in _SAME)
+        if last is None or not same or one["kind"] != "changes":
+            found.append(one)
+            continue
+        for table, operations in one["rows"].items():
+            counts = last["rows"].setdefault(table, {})
+            for operation, rows in operations.items():
+                counts[operation] = counts.get(operation, 0) + rows
+    return found
 
 
 async def _news(reader: asyncio.StreamReader) -> AsyncIterator[News]:

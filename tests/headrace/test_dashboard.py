@@ -14,7 +14,7 @@ import re
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Site:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         return httpx.get(f"{self.url}/dashboard/{path}", headers=headers)
 
-    def told(self, token: str, query: str = "") -> Iterator[tuple[str, Any]]:
+    def told(self, token: str, query: str = "") -> Generator[tuple[str, Any], None, None]:
         """Events of a stream of its own, as they come."""
         headers = {"authorization": f"Bearer {token}"}
         with httpx.stream("GET", f"{self.url}/dashboard/events{query}", headers=headers, timeout=30) as response:
@@ -151,6 +151,10 @@ class Seen:
     def picture(self, name: str) -> None:
         if directory := os.environ.get("HEADRACE_SCREENSHOTS"):
             self.page.screenshot(path=Path(directory) / f"{name}.png", full_page=True)
+
+    def says_nothing_needs_you(self) -> None:
+        expect(self.page.locator("#problems")).to_have_text("", timeout=PATIENCE_MS)
+        self.says("#state", "Nothing needs you")
 
     def close(self) -> None:
         """Nothing went wrong, and no other host was asked."""
@@ -262,11 +266,11 @@ def test_a_token_is_asked_for_and_kept_in_the_tab(seen: Seen) -> None:
     seen.says("#refused", "Authentication error")
     page.keyboard.type(seen.site.all)
     seen.keys("Enter")
-    seen.says("#state", "Nothing needs you")
+    seen.says_nothing_needs_you()
     page.reload()
-    seen.says("#state", "Nothing needs you")
+    seen.says_nothing_needs_you()
     seen.open(seen.site.all)
-    seen.says("#state", "Nothing needs you")
+    seen.says_nothing_needs_you()
     assert "token" not in page.url
     assert not any(seen.site.all in url for url in seen.requests)
     page.locator("#leave").press("Enter")
@@ -278,9 +282,9 @@ def test_a_token_is_asked_for_and_kept_in_the_tab(seen: Seen) -> None:
 def test_calm_by_keyboard_in_light_and_dark_and_without_polling(seen: Seen) -> None:
     """Everything is told by one stream: while numbers change, the browser asks for nothing."""
     page, pipeline = seen.page, seen.site.pipeline
-    with pipeline.traffic(7, pause_s=0.02):
+    with pipeline.traffic(7, pause_s=0.05):
         seen.open(seen.site.all)
-        seen.says("#state", "Nothing needs you")
+        seen.says_nothing_needs_you()
         seen.says("#flow", re.compile("slot is read.*streaming.*embedded.*applying.*served"))
         expect(page.locator("#partitions tbody tr")).to_have_count(PARTITIONS)
         expect(page.locator(".plot canvas")).to_have_count(3)
@@ -311,6 +315,8 @@ def test_calm_by_keyboard_in_light_and_dark_and_without_polling(seen: Seen) -> N
         page.reload()
         expect(page.locator("#theme")).to_have_text("Light")
         seen.says("#tenant .name", FOUNDERS[1])
+        seen.says_nothing_needs_you()
+        seen.says("#answers", "5 rows")
         seen.picture("calm-dark")
     page.emulate_media(color_scheme="dark")
     page.evaluate("localStorage.clear()")
@@ -322,7 +328,7 @@ def test_everything_has_a_name_and_can_be_reached(seen: Seen) -> None:
     """Each control has a name for who cannot see it, and Tab reaches every one and what scrolls."""
     page = seen.page
     seen.open(seen.site.all)
-    seen.says("#state", "Nothing needs you")
+    seen.says_nothing_needs_you()
     nameless = """() => [...document.querySelectorAll("button, input, [role=img], [role=region], [role=listbox], section")]
         .filter((e) => e.checkVisibility() && !(e.ariaLabel || e.getAttribute("aria-labelledby") || e.labels?.length
             || e.textContent.trim())).map((e) => e.outerHTML)"""
@@ -347,8 +353,8 @@ def test_a_lag_spike(seen: Seen) -> None:
     """An applier stands still while Postgres goes on: said at once with what helps, and taken back when it has caught up."""
     site = seen.site
     seen.open(site.all)
-    with site.pipeline.traffic(8, pause_s=0.01):
-        seen.says("#state", "Nothing needs you")
+    with site.pipeline.traffic(8, pause_s=0.05):
+        seen.says_nothing_needs_you()
         site.applier.signal(signal.SIGSTOP)
         try:
             seen.says("#problems", "behind, and falling further back")
@@ -359,7 +365,7 @@ def test_a_lag_spike(seen: Seen) -> None:
             seen.picture("lag-light")
         finally:
             site.applier.signal(signal.SIGCONT)
-        seen.says("#state", "Nothing needs you")
+        seen.says_nothing_needs_you()
     expect(seen.page.locator("#partitions tr.late")).to_have_count(0)
 
 
@@ -367,18 +373,18 @@ def test_a_quarantined_tenant(seen: Seen) -> None:
     """Named with the reason, the place of its record and the command that lets it go on; found, it says so itself."""
     site, page = seen.site, seen.page
     seen.open(site.all)
-    seen.says("#state", "Nothing needs you")
+    seen.says_nothing_needs_you()
     stop_tenant(site.pipeline, "a table is gone")
     site.pipeline.conn.execute(ENTRY)
     seen.says("#problems", f"Tenant {WHO} is quarantined")
     seen.says("#flow", "1 quarantined")
-    expect(page.locator("#problems code").first).to_contain_text("headrace")
+    expect(page.locator("#problems code").first).to_have_text(f"headrace tenant info {WHO}")
     seen.keys("/")
     page.keyboard.type(WHO)
     expect(page.locator("#found li")).to_have_count(1)
     seen.keys("Enter")
     seen.says("#tenant .name", "quarantined")
-    seen.says("#tenant .notice", "Stopped at")
+    seen.says("#tenant .notice >> nth=0", "Stopped at")
     page.emulate_media(color_scheme="dark")
     seen.picture("quarantined-dark")
 

@@ -26,6 +26,7 @@ function begin() {
   if (given.has("token")) sessionStorage.setItem(TOKEN, given.get("token"));
   token = sessionStorage.getItem(TOKEN);
   tenantName = given.get("tenant");
+  $("search").value = tenantName ?? "";
   remember();
   connect();
 }
@@ -50,7 +51,7 @@ function connect() {
 function refused(message) {
   if (tenantName !== null && token !== null && learned) { tenant.missing({ tenant: tenantName }); tenantName = null; remember(); stream = null; connect(); return; }
   $("refused").hidden = token === null;
-  put($("refused"), `The server refuses this token: ${message}.`);
+  put($("refused"), token === null ? "" : `The server refuses this token: ${message}.`);
   sessionStorage.removeItem(TOKEN);
   token = null;
   show(false);
@@ -148,5 +149,6 @@ $("theme").addEventListener("click", () => {
 });
 dark.addEventListener("change", paint);
 
+addEventListener("hashchange", begin); // an address with another token, or tenant
 paint();
 begin();

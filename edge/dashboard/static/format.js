@@ -15,6 +15,11 @@ export function number(value) {
   return value === null || value === undefined ? "–" : Math.round(value).toLocaleString("en-US");
 }
 
+/** 1,200/s; a dash for null. */
+export function rate(value) {
+  return value === null || value === undefined ? "–" : `${number(value)}/s`;
+}
+
 /** A time that passed, in milliseconds: 4.2 ms, 1.8 s, 3 min. */
 export function duration(ms) {
   if (ms === null || ms === undefined) return "–";

@@ -1,6 +1,6 @@
 // The whole pipeline: what needs a person, five stages, four figures, all partitions.
 
-import { between, bytes, commandIn, duration, facts, h, hint, number, put } from "./format.js";
+import { between, bytes, commandIn, duration, facts, h, hint, number, put, rate } from "./format.js";
 
 const LATE_MS = 5000;
 const SOON_S = 1800;
@@ -116,7 +116,7 @@ export function showTiles(place, { point, status: { source }, wal_budget_s: left
     tile("Not applied", late ? duration(point.lag_ms) : `${number(point.behind)} records`,
       late ? `${number(point.behind)} records, ${bytes(point.behind_bytes)} of WAL` : `at most, and ${bytes(point.behind_bytes)} of WAL: told once a second`, late ? "bad" : ""),
     budget(source, left),
-    tile("Rows applied", `${number(point.applied_rows_s)}/s`, `${number(point.relayed_rows_s)}/s relayed; ${number(point.requests_s)} requests/s`));
+    tile("Rows applied", rate(point.applied_rows_s), `${rate(point.relayed_rows_s)} relayed; requests: ${rate(point.requests_s)}`));
 }
 
 function budget(source, left) {

@@ -82,12 +82,14 @@ export class Tenant {
     const { result } = await response.json();
     this.questions = result.questions;
     this.account = result.account;
+    if (this.shown) this.ask();
   }
 
   wait(name) {
     this.name = name;
     this.rows = new Set();
     this.answers.hidden = true;
+    this.shown = false;
     this.place.replaceChildren(h("p", { class: "muted" }, "Asking for ", h("b", {}, name), " …"));
   }
 
@@ -114,6 +116,7 @@ export class Tenant {
         "time travel": travel(now.time_travel),
       }),
       h("h3", {}, "Last transactions"), transactions(now.transactions));
+    this.shown = true;
     this.ask();
   }
 
