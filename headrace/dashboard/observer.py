@@ -18,13 +18,13 @@ from appliers.worker import WorkerStatus
 from cdc.connection import connect
 from cdc.errors import HeadraceError
 from cdc.slot import Slot, inspect_slot
-from cdc.slot_budget import Sample, eta_s
+from cdc.slot_budget import Sample
 from edge.counts import read_counts
 from fanout.log import LogReader, open_reader
 from fanout.log.interface import Extent
 from fanout.relay import RelayStatus
 from headrace.config import Config
-from headrace.dashboard.trends import Count, Counters, Point, point_of, running_out, worsening
+from headrace.dashboard.trends import Count, Counters, Point, budget_s, point_of, running_out, worsening
 from headrace.lag import Lag, applied_places, compose, running_appliers
 from headrace.status import (
     Sizes,
@@ -41,7 +41,7 @@ from headrace.status import (
 from headrace.status_file import Failure, Process, read_processes
 
 HISTORY: Final = 900
-_SAMPLES: Final = 60
+_SAMPLES: Final = 180
 _SOURCE_S: Final = 0.9
 """How often Postgres is asked at most, as by `headrace lag --watch`."""
 _SIZES_SHARE: Final = 100
@@ -100,7 +100,7 @@ class Observer:
         self._count(at_ms, known, processes)
         point = point_of(lag, self._counts)
         self.history.append(point)
-        left_s = eta_s(self._samples) if known is not None else None
+        left_s = budget_s(self._samples) if known is not None else None
         status = self._status(slot, extents, processes)
         first = running_out(config.source.slot, left_s)
         found = [*first, *problems(status), *worsening(list(self.history), lag)]

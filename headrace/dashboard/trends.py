@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from cdc.slot_budget import Sample, eta_s
 from headrace.lag import Lag
 from headrace.status import Problem
 
@@ -19,6 +20,9 @@ LATE_MS: Final = 5_000.0
 SOON_S: Final = 1_800.0
 _SPAN_MS: Final = 5_000
 _UNCONFIRMED: Final = 64 << 20
+_SEGMENT: Final = 16 << 20
+_MANY_STEPS_S: Final = 60.0
+_AT_ONCE_S: Final = 120.0
 
 
 class Count(NamedTuple):
@@ -97,6 +101,18 @@ def growing(points: Sequence[Point], name: str, least: float) -> bool:
     before = next((p for p in points if last.at_ms - p.at_ms <= _SPAN_MS), last)
     now, then = getattr(last, name), getattr(before, name)
     return now is not None and then is not None and now > least and now > then * 1.1
+
+
+def budget_s(samples: Sequence[Sample]) -> float | None:
+    """As `eta_s` of some minutes, but None for what is no trend: the limit moves on in steps of a WAL segment, each time that
+    the server has logged which transactions run, about every 15 seconds."""
+    left_s = eta_s(samples)
+    if left_s is None or left_s == 0:
+        return left_s
+    sizes = [sample.safe_wal_size for sample in samples if sample.safe_wal_size is not None]
+    passed_s = samples[-1].time_s - samples[0].time_s
+    is_step = max(sizes) - sizes[-1] < _SEGMENT or (passed_s < _MANY_STEPS_S and left_s > _AT_ONCE_S)
+    return None if is_step else left_s
 
 
 def running_out(slot: str, wal_budget_s: float | None) -> Iterator[Problem]:

@@ -6,12 +6,15 @@ const LATE_MS = 5000;
 const SOON_S = 1800;
 const SHORT_S = 86_400;
 
-/** Problems; touched only when they are others. */
+/** Problems. One that only says another number stays where it is, with whatever has the focus in it. */
 export function showProblems(place, problems) {
-  const key = JSON.stringify(problems);
-  if (place.dataset.key === key) return;
-  place.dataset.key = key;
   place.hidden = problems.length === 0;
+  const kinds = problems.map(({ problem, fix }) => problem.replace(/[0-9.,]+/g, "#") + fix).join("\n");
+  if (place.dataset.kinds === kinds) {
+    problems.forEach(({ problem }, at) => put(place.children[at].querySelector(".what"), ended(problem)));
+    return;
+  }
+  place.dataset.kinds = kinds;
   place.replaceChildren(...problems.map(({ problem, fix }) => {
     const command = commandIn(fix);
     return h("div", { class: "problem" },
