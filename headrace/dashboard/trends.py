@@ -104,8 +104,8 @@ def growing(points: Sequence[Point], name: str, least: float) -> bool:
 
 
 def budget_s(samples: Sequence[Sample]) -> float | None:
-    """As `eta_s` of some minutes, but None for what is no trend: the limit moves on in steps of a WAL segment, each time that
-    the server has logged which transactions run, about every 15 seconds."""
+    """As `eta_s` of some minutes, but None for what is no trend: the limit moves on in steps of a WAL segment, whenever the
+    server has logged which transactions run, about every 15 seconds."""
     left_s = eta_s(samples)
     if left_s is None or left_s == 0:
         return left_s

@@ -30,7 +30,6 @@ from fanout.log import open_reader
 from headrace import time_travel
 from headrace.config import Config
 from headrace.records import document
-from headrace.status import attempt, failure_of
 from headrace.status_file import Failure
 from headrace.tail import Filter, Tail
 from headrace.tenants import TenantDetail, describe
@@ -89,7 +88,7 @@ class Viewers:
 
     def tenant(self, tenant: str) -> bytes:
         """As JSON. Raises TenantUnknown, ReplicasMissing, StateForeign."""
-        detail = describe(self._root, tenant)
+        detail = _without_path(describe(self._root, tenant))
         with ProgressReader(self._root) as progress:
             reached = progress.read(detail.partition or 0)
         at_ms = time.time_ns() // 1_000_000
@@ -99,18 +98,20 @@ class Viewers:
                 detail=detail,
                 reached_lsn=format_lsn(reached.lsn) if reached else None,
                 lag_ms=max(0.0, at_ms - reached.time_us / 1000) if reached and reached.time_us else None,
-                transactions=attempt(lambda: self._transactions(tenant)),
+                transactions=self._transactions(tenant),
                 time_travel=self._time_travel(tenant),
             )
         )
 
-    def _transactions(self, tenant: str) -> list[dict[str, Any]]:
-        with open_reader(self._config.log) as reader:
-            tail = Tail(reader, Filter(tenant=tenant, kinds=_KINDS))
-            with Directory(self._root) as directory:
+    def _transactions(self, tenant: str) -> list[dict[str, Any]] | Failure:
+        try:
+            with open_reader(self._config.log) as reader, Directory(self._root) as directory:
+                tail = Tail(reader, Filter(tenant=tenant, kinds=_KINDS))
                 tail.schemas.update({schema.digest: schema for schema in directory.tables().schemas})
-            found, _ = tail.last(2 * TRANSACTIONS)
-            return merged(document(shown, tail.schemas, rows=False) for shown in found)[-TRANSACTIONS:]
+                found, _ = tail.last(2 * TRANSACTIONS)
+                return merged(document(shown, tail.schemas, rows=False) for shown in found)[-TRANSACTIONS:]
+        except HeadraceError as error:
+            return _said(error)
 
     def _time_travel(self, tenant: str) -> time_travel.Info | Failure | None:
         if not self._config.snapshots.url:
@@ -118,7 +119,23 @@ class Viewers:
         try:
             return time_travel.info(self._config, tenant, Wanted())
         except HeadraceError as error:
-            return failure_of(error)
+            return _said(error)
+
+
+def _said(error: HeadraceError) -> Failure:
+    """Without its context, which names places of this machine."""
+    return Failure(type(error).__name__, error.message, error.hint)
+
+
+def _without_path(detail: TenantDetail) -> TenantDetail:
+    """Where a file is, is nothing for a tenant's token."""
+    path, name = detail.path, Path(detail.path).name
+    failure, stop = detail.failure, detail.quarantine
+    if failure is not None:
+        failure = msgspec.structs.replace(failure, message=failure.message.replace(path, name))
+    if stop is not None:
+        stop = msgspec.structs.replace(stop, reason=stop.reason.replace(path, name))
+    return msgspec.structs.replace(detail, path=name, failure=failure, quarantine=stop)
 
 
 def merged(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -150,6 +150,7 @@ class Seen:
 
     def picture(self, name: str) -> None:
         if directory := os.environ.get("HEADRACE_SCREENSHOTS"):
+            self.page.evaluate("scrollTo(0, 0)")
             self.page.screenshot(path=Path(directory) / f"{name}.png", full_page=True)
 
     def says_nothing_needs_you(self) -> None:
@@ -217,6 +218,7 @@ def test_who_sees_what(site: Site) -> None:
     kind, now = next(stream)
     stream.close()
     assert (kind, now["detail"]["tenant"]) == ("tenant", WHO)
+    assert str(site.pipeline.directory) not in json.dumps(now)
 
 
 def test_one_place_asks_for_all_who_look_and_only_while_they_do(site: Site) -> None:
