@@ -253,6 +253,27 @@ def test_a_frame_is_what_status_and_lag_say(site: Site) -> None:
     assert frame["status"]["replicas"]["count"] >= len(FOUNDERS)
 
 
+def test_the_address_of_the_dashboard(site: Site) -> None:
+    """`headrace dashboard`: with a token that reads, for all or for some, and not for more than a day."""
+    seen = []
+    for arguments in ([], ["--tenant", WHO]):
+        stage = site.pipeline._start(["dashboard", "--json", *arguments], "")
+        assert stage.wait() == 0
+        made = json.loads(stage.output.read_text())
+        assert made["url"].startswith(f"{site.url}/dashboard/#token=hrs_")
+        token = made["url"].partition("#token=")[2].partition("&")[0]
+        stream = site.told(token)
+        seen.append(next(stream)[1])
+        stream.close()
+    assert seen == [
+        {"all": True, "tenants": None, "scope": "read"},
+        {"all": False, "tenants": [WHO], "scope": "read"},
+    ]
+    refused = site.pipeline._start(["dashboard", "--expires", "2d"], "")
+    assert refused.wait() == 1
+    assert refused.said("TokenRefused")
+
+
 # --- with one; in this order, since what is lost stays lost ---
 
 
