@@ -165,6 +165,8 @@ class Scene:
     def _lose(self, relay: Stage, audit: Stage) -> None:
         """A transaction that stays open while WAL is written, beyond what the server keeps."""
         conn = self.pipeline.conn
+        conn.execute("alter system set max_slot_wal_keep_size = '48MB'")
+        conn.execute("select pg_reload_conf()")
         old = self.pipeline.database.connect(autocommit=False)
         old.execute("select pg_current_xact_id()")
 
@@ -212,7 +214,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         pytest.skip("there is no Postgres on this machine")
     with ExitStack() as running:
         data = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="postgres-")))
-        settings = {**SETTINGS, "max_slot_wal_keep_size": "48MB"}
+        settings = {**SETTINGS, "max_slot_wal_keep_size": "20GB"}
         server = running.enter_context(LocalPostgres(data, bin_dir=INSTALLED[max(INSTALLED)], settings=settings))
         database = Database(server, "postgres")
         running.callback(database._connections.close)
@@ -245,6 +247,15 @@ def test_labels_are_those_of_the_page_and_never_a_tenant(scene: Scene) -> None:
                 assert family is not None
                 assert {label for label, _ in labels} - added == set(family.labels), name
             assert not any(founder in value for _, value in labels for founder in FOUNDERS)
+
+
+def test_prometheus_finds_nothing_wrong_with_the_names(scene: Scene) -> None:
+    """By its own linter, over what each process answered."""
+    answers = [*scene.situations["run"][1].texts, *scene.situations["calm"][1].texts]
+    assert len(answers) == 8
+    for text in answers:
+        done = promtool("check", "metrics", given=text)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_what_was_done_is_counted(scene: Scene) -> None:
@@ -378,6 +389,8 @@ def test_only_metrics_are_answered_and_a_taken_port_says_so() -> None:
         assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 404
         text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
         assert "headrace_log_up 1.0" in text
+        newer = {"accept": "application/openmetrics-text;version=1.0.0;q=0.5"}
+        assert httpx.get(f"http://127.0.0.1:{port}/metrics", headers=newer).text.endswith("# EOF\n")
         assert 'stage="run"' in text
         with pytest.raises(PortTaken, match="Prometheus"), listening(("127.0.0.1", port), "run", lambda _: None):
             pass
