@@ -1,4 +1,4 @@
-"""An ORM that was made for D1, unchanged, over the edge: drizzle, by its driver for D1's HTTP API and by that for bindings."""
+"""An ORM that was made for D1, unchanged, over the edge: drizzle, by its drivers for D1's HTTP API and for bindings."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def told(tools: Path, served: Served) -> dict[str, dict[str, Any]]:
 
 
 def test_a_tour_over_http(told: dict[str, dict[str, Any]]) -> None:
-    """Selects with joins, subqueries, aggregates and relations, prepared ones, a batch; what writes is refused in D1's words."""
+    """Joins, subqueries, aggregates and relations, prepared selects, a batch; what writes is refused in D1's words."""
     found = told["sqlite-proxy"]
     for step in WRONG:
         [error] = json.loads(found[step])
