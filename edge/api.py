@@ -29,7 +29,7 @@ from cdc.errors import HeadraceError
 from edge import openapi, rendering
 from edge.d1_errors import D1Error
 from edge.databases import Databases
-from edge.door import JSON, Door
+from edge.door import JSON, Door, Handler
 from edge.exports import Exports
 from edge.guard import cap_memory
 from edge.names import Names
@@ -80,6 +80,7 @@ class Api:
         one = BASE + "/{database}"
         guarded = door.guarded
         binding = guarded(queries.binding, in_bindings_form)
+        get, edit = guarded(databases.get), guarded(databases.edit)
         return [
             Route(one + "/query", guarded(queries.query), methods=["POST"]),
             Route(one + "/raw", guarded(queries.raw), methods=["POST"]),
@@ -87,11 +88,8 @@ class Api:
             Route(one + "/import", guarded(databases.refuse_write), methods=["POST"]),
             Route(one + "/time_travel/bookmark", guarded(databases.bookmark), methods=["GET"]),
             Route(one + "/time_travel/restore", guarded(databases.restore), methods=["POST"]),
-            Route(one, guarded(databases.get), methods=["GET"]),
-            Route(one, guarded(databases.delete), methods=["DELETE"]),
-            Route(one, guarded(databases.edit), methods=["PUT", "PATCH"]),
-            Route(BASE, guarded(databases.list), methods=["GET"]),
-            Route(BASE, guarded(databases.create), methods=["POST"]),
+            _resource(one, GET=get, DELETE=guarded(databases.delete), PUT=edit, PATCH=edit),
+            _resource(BASE, GET=guarded(databases.list), POST=guarded(databases.create)),
             Route("/binding/{database}/query", binding, methods=["POST"]),
             Route("/binding/{database}/execute", binding, methods=["POST"]),
             Route("/exports/{name}", guarded(databases.fetch), methods=["GET"]),
@@ -114,6 +112,15 @@ class Api:
     def _partitions(self) -> list[bool]:
         with Directory(self._root) as directory:
             return [state.ready for state in directory.partitions().values()]
+
+
+def _resource(path: str, **handlers: Handler) -> Route:
+    """One path with a handler for each method. As a route each, a refusal's `Allow` would name the methods of one alone."""
+
+    async def handle(request: Request) -> Response:
+        return await handlers["GET" if request.method == "HEAD" else request.method](request)
+
+    return Route(path, handle, methods=list(handlers))
 
 
 async def _health(_request: Request) -> Response:

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import apsw
 import msgspec
 
-from edge.d1_errors import MEMORY, NO_STATEMENT, ONLY_LAST, D1Error, invalid, of_sqlite
+from edge.d1_errors import MEMORY, NO_STATEMENT, NOT_TEXT, ONLY_LAST, D1Error, invalid, of_sqlite
 from edge.guard import READONLY, Guard
 from edge.settings import EdgeConfig
 
@@ -134,6 +134,8 @@ class Runner(Guard):
             raise
         except apsw.Error as error:
             raise of_sqlite(error, self) from None
+        except UnicodeDecodeError:  # no replica has such text, but a statement can make it of a BLOB
+            raise D1Error(NOT_TEXT) from None
         finally:
             ended = time.perf_counter()
             cursor.close(True)

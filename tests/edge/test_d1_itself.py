@@ -50,6 +50,7 @@ ASKED: list[tuple[str, list[Any]]] = [
     ("select ? as t, ? as i, ? as r, ? as n", ["text", 1, 1.5, None]),
     ("select typeof(?) as t", [True]),
     ("select x'00ff' as b", []),
+    ("select cast(x'ff' as text) as t", []),
     ("select 'é' as e, '' as empty, 0.1 as tenth, 1e100 as large, -0.5 as half", []),
     ("select 9007199254740993 as odd", []),
     ("select json_extract('{\"a\": [1, 2]}', '$.a[1]') as j", []),
@@ -89,6 +90,7 @@ ROWS_READ = "rows_read: what is not scanned in full, and what is built on the wa
 DIFFERENT = {
     "select 9007199254740993 as odd": "integers keep all of their digits",
     "select typeof(?) as t": "a whole number is bound as an integer; JavaScript has none",
+    "select cast(x'ff' as text) as t": "no text here: U+FFFD there",
     "select * from items where id = 99": ROWS_READ,
     "select count(*) as n from items": ROWS_READ,
     "with recursive n (i) as (select 1 union all select i + 1 from n where i < 5) select sum(i) as s from n": ROWS_READ,
