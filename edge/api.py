@@ -2,6 +2,7 @@
 
     /client/v4/accounts/{account}/d1/database...     as Cloudflare's (docs/d1-compatibility.md)
     /binding/{database}/query, /execute              what a Worker's D1 binding speaks
+    /client/v4/graphql                               what wrangler asks of what was counted
     /exports/{name}                                  what an export's link leads to
     /healthz, /readyz, /openapi.json
 
@@ -27,6 +28,7 @@ from starlette.routing import BaseRoute, Route
 from appliers.reader import Directory
 from cdc.errors import HeadraceError
 from edge import openapi, rendering
+from edge.analytics import Analytics, in_graphql_form
 from edge.d1_errors import D1Error
 from edge.databases import Databases
 from edge.door import JSON, Door, Handler
@@ -67,7 +69,8 @@ class Api:
             door.names = names
             queries = Queries(config, door, pool, usage)
             databases = Databases(config, door, pool, names, exports, self._seams)
-            application.router.routes.extend(self._routes(door, queries, databases))
+            analytics = Analytics(config, door, usage)
+            application.router.routes.extend(self._routes(door, queries, databases, analytics))
             try:
                 yield
             finally:
@@ -76,7 +79,7 @@ class Api:
                 exports.close()
                 door.audit.close()
 
-    def _routes(self, door: Door, queries: Queries, databases: Databases) -> list[BaseRoute]:
+    def _routes(self, door: Door, queries: Queries, databases: Databases, analytics: Analytics) -> list[BaseRoute]:
         one = BASE + "/{database}"
         guarded = door.guarded
         binding = guarded(queries.binding, in_bindings_form)
@@ -92,6 +95,7 @@ class Api:
             _resource(BASE, GET=guarded(databases.list), POST=guarded(databases.create)),
             Route("/binding/{database}/query", binding, methods=["POST"]),
             Route("/binding/{database}/execute", binding, methods=["POST"]),
+            Route("/client/v4/graphql", guarded(analytics.graphql, in_graphql_form), methods=["POST"]),
             Route("/exports/{name}", guarded(databases.fetch), methods=["GET"]),
             Route("/healthz", _health, methods=["GET"]),
             Route("/readyz", self._ready, methods=["GET"]),

@@ -82,6 +82,29 @@ def _bound(summary: str) -> dict[str, Any]:
     return operation
 
 
+def _graphql() -> dict[str, Any]:
+    moment = {"type": "string", "format": "date-time"}
+    one = {"datetimeHour_geq": moment, "datetimeHour_leq": moment}
+    group = {"type": "object", "required": list(one), "properties": {**one, "databaseId": {"type": ["string", "null"]}}}
+    groups = {"type": "array", "items": group, "minItems": 1, "maxItems": 1}
+    variables = {"accountTag": _TEXT, "filter": {"type": "object", "required": ["AND"], "properties": {"AND": groups}}}
+    body = {
+        "type": "object",
+        "required": ["query", "variables"],
+        "properties": {
+            "query": {
+                **_TEXT,
+                "examples": ["{ d1QueriesAdaptiveGroups(limit: 5, filter: $filter, orderBy: [count_DESC]) }"],
+            },
+            "variables": {"type": "object", "required": list(variables), "properties": variables},
+        },
+    }
+    answer = {"type": "object", "required": ["data", "errors"]}
+    operation = _operation("Two of wrangler's queries: d1AnalyticsAdaptiveGroups, d1QueriesAdaptiveGroups", {}, body=body)
+    operation["responses"] = {status: _json(answer, "The answer") for status in ("200", "default")}
+    return operation
+
+
 def _open(summary: str, said: str) -> dict[str, Any]:
     """For everybody. `said`: the property that answers."""
     answer = {"type": "object", "required": [said], "properties": {said: {"type": "boolean"}}}
@@ -230,6 +253,7 @@ def document() -> bytes:
         },
         "/binding/{database}/query": {"post": _bound("Query by a Worker's binding")},
         "/binding/{database}/execute": {"post": _bound("The same")},
+        "/client/v4/graphql": {"post": _graphql()},
         "/healthz": {"get": _open("Whether this process answers", "ok")},
         "/readyz": {"get": _open("Whether every partition's first copy is whole", "ready")},
     }

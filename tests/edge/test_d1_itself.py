@@ -37,6 +37,25 @@ def test_a_tour_with_wrangler(tools: Path, served: Served, tmp_path: Path) -> No
     assert "made by the source" in run("create", "new", code=1)
 
 
+def test_wrangler_asks_what_was_counted(tools: Path, served: Served, tmp_path: Path) -> None:
+    """R5: `wrangler d1 info | insights`: what was read in the last day, and by which statements, by its own GraphQL."""
+    for _ in range(2):
+        served.rows("bolt", "select * from items where a = 'a2'")
+    served.rows("bolt", "select id from items where id = ?", 7)
+
+    def run(*arguments: str) -> Any:
+        return json.loads(wrangler(tools, served, tmp_path, *arguments, "--json"))
+
+    info = run("info", "bolt")
+    assert [info[f"{name}_24h"] for name in ("read_queries", "write_queries", "rows_read", "rows_written")] == [3, 0, 3, 0]
+    asked = run("insights", "bolt", "--sort-by", "count", "--limit", "9")
+    assert [(one["query"], one["numberOfTimesRun"], one["totalRowsRead"], one["queryEfficiency"]) for one in asked] == [
+        ("select * from items where a = ?", 2, 2, 1),
+        ("select id from items where id = ?", 1, 1, 1),
+    ]
+    assert uuid_of("bolt") in {one["databaseId"] for one in run("insights", "--time-period", "31d", "--sort-type", "avg")}
+
+
 SETUP = [
     "create table items (id integer primary key, a text, b text)",
     "insert into items values (1, 'a2', null), (2, 'a2', null), (3, 'a2', null)",
