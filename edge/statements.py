@@ -3,12 +3,16 @@
 A text may hold several statements, which SQLite itself tells apart. Each has its result; all are of one commit, and the
 first error fails the request. Only the last statement of a text may have parameters (D1's rule).
 
-`rows_read` is the larger of the rows that were answered from tables and those that full scans stepped over, as SQLite counts
-them. It never says more than was read; what an aggregate steps over by an index is not in it (docs/d1-compatibility.md).
+`rows_read` is the largest of what is known for certain: the rows that were answered from tables; those that full scans
+stepped over, as SQLite counts them; and the moves along indexes and sorted rows that so many steps cannot have been without,
+which `edge.bytecode` tells of statements that took more steps than their rows explain. It never says more than was read
+(docs/d1-compatibility.md).
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -17,12 +21,17 @@ from typing import Any, Final, NamedTuple
 import apsw
 import msgspec
 
+from edge.bytecode import NOTHING, Program, read_listing
 from edge.d1_errors import MEMORY, NO_STATEMENT, NOT_TEXT, ONLY_LAST, D1Error, invalid, of_sqlite
 from edge.guard import READONLY, Guard
 from edge.settings import EdgeConfig
 
 Param = None | bool | int | float | str | list[int]
 _FULLSCAN: Final = "SQLITE_STMTSTATUS_FULLSCAN_STEP"
+_STEPS: Final = "SQLITE_STMTSTATUS_VM_STEP"
+_STEPS_AROUND: Final = 24
+_STEPS_A_ROW: Final = 2
+_COUNTS: Final = re.compile(r"\bcount\s*\(", re.IGNORECASE)
 _CELL_BYTES: Final = 24
 _REMEMBERED: Final = 500
 _MIN, _MAX = -(1 << 63), (1 << 63) - 1
@@ -43,6 +52,14 @@ class Result(msgspec.Struct):
     duration_ms: float = 0.0
     rows_read: int = 0
     blobs: bool = False
+
+
+class _Cost(NamedTuple):
+    """Of one run, as SQLite counts."""
+
+    scanned: int
+    steps: int
+    compiled_again: bool
 
 
 def bind(params: Sequence[Any], name: str = "params") -> list[Any]:
@@ -73,7 +90,8 @@ class Runner(Guard):
         super().__init__(config)
         self._most_bytes = config.result_bytes
         self._left = 0
-        self._scanned: list[int] = []
+        self._costs: list[_Cost] = []
+        self._programs: OrderedDict[str, Program] = OrderedDict()
         self._reading: OrderedDict[str, None] = OrderedDict()
 
     def run(self, connection: apsw.Connection, statements: Sequence[Statement]) -> list[Result]:
@@ -90,7 +108,9 @@ class Runner(Guard):
         return results
 
     def _profiled(self, event: dict[str, Any]) -> None:
-        self._scanned.append(event["stmt_status"][_FULLSCAN])
+        status = event["stmt_status"]
+        again, self.touched = self.touched, False  # it was compiled before it began, and SQLite asked the guard then
+        self._costs.append(_Cost(status[_FULLSCAN], status[_STEPS], again))
 
     def _text(self, connection: apsw.Connection, statement: Statement, results: list[Result]) -> None:
         before = len(results)
@@ -106,30 +126,19 @@ class Runner(Guard):
                 return True
             pending = cursor.bindings_count > 0
             results.append(Result([name for name, *_ in cursor.get_description()], []))
-            reading.append(self._is_reading(sql))
+            asked.append(Statement(sql, statement.params if pending else ()) if self._is_reading(sql) else None)
             begun.append(time.perf_counter())
             return True
 
         begun: list[float] = []
-        reading: list[bool] = []
-        self._scanned.clear()
+        asked: list[Statement | None] = []
+        self._costs.clear()
         self.wrote = self.touched = self.controlled = False
         cursor = connection.cursor()
         cursor.exec_trace = begin
         try:
             for row in cursor.execute(statement.sql, statement.params):
-                result = results[-1]
-                result.rows.append(row)
-                self._left -= _CELL_BYTES * len(row)
-                for value in row:
-                    kind = type(value)
-                    if kind is str:
-                        self._left -= len(value)
-                    elif kind is bytes:
-                        self._left -= 4 * len(value)
-                        result.blobs = True
-                if self._left < 0:
-                    raise D1Error(MEMORY)
+                self._keep(results[-1], row)
         except apsw.InterruptError:
             raise
         except apsw.Error as error:
@@ -144,13 +153,58 @@ class Runner(Guard):
         for number, result in enumerate(results[before:]):
             until = begun[number + 1] if number + 1 < len(begun) else ended
             result.duration_ms = (until - begun[number]) * 1000
-            scanned = self._scanned[number] if number < len(self._scanned) else 0
-            result.rows_read = max(len(result.rows), scanned + 1 if scanned else 0) if reading[number] else 0
+        for result, one, cost in zip(results[before:], asked, list(self._costs), strict=False):
+            result.rows_read = self._rows_read(connection, one, result, cost) if one else 0
+
+    def _keep(self, result: Result, row: tuple[Any, ...]) -> None:
+        result.rows.append(row)
+        self._left -= _CELL_BYTES * len(row)
+        for value in row:
+            kind = type(value)
+            if kind is str:
+                self._left -= len(value)
+            elif kind is bytes:
+                self._left -= 4 * len(value)
+                result.blobs = True
+        if self._left < 0:
+            raise D1Error(MEMORY)
+
+    def _rows_read(self, connection: apsw.Connection, statement: Statement, result: Result, cost: _Cost) -> int:
+        known = max(len(result.rows), cost.scanned + 1 if cost.scanned else 0)
+        explained = _STEPS_AROUND + (_STEPS_A_ROW + len(result.columns)) * known
+        counts = len(result.rows) == 1 and _COUNTS.search(statement.sql) is not None
+        if cost.compiled_again:  # what is listed need not be what ran
+            self._programs.pop(statement.sql, None)
+            return known
+        if cost.steps <= explained and not counts:
+            return known
+        program = self._program(connection, statement)
+        if counts and program.counted is not None:
+            return int(result.rows[0][program.counted])
+        return max(known, program.moves(cost.steps))
+
+    def _program(self, connection: apsw.Connection, statement: Statement) -> Program:
+        """Of what has just run, as SQLite lists it."""
+        program = self._programs.get(statement.sql)
+        if program is None:
+            program = NOTHING
+            connection.trace_v2(0, None)
+            # its time is over; it is longer than a statement may be, with the prefix; it has a literal that is no text
+            with contextlib.suppress(apsw.Error, UnicodeDecodeError):
+                # compiled now: a listing is not run, so SQLite does not notice that one it has is of another schema
+                program = read_listing(connection.execute(f"explain {statement.sql}", statement.params, can_cache=False))
+            connection.trace_v2(apsw.SQLITE_TRACE_PROFILE, self._profiled)
+            self.touched = False
+            self._programs[statement.sql] = program
+            if len(self._programs) > _REMEMBERED:
+                self._programs.popitem(last=False)
+        return program
 
     def _is_reading(self, sql: str) -> bool:
         """Whether it reads from a table: told when it was compiled, so it is kept for as long as the compiled one may be."""
         if self.touched:
             self.touched = False
+            self._programs.pop(sql, None)  # another one, perhaps, of a schema that has changed
             self._reading[sql] = None
             if len(self._reading) > _REMEMBERED:
                 self._reading.popitem(last=False)
