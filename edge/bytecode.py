@@ -2,12 +2,12 @@
 
 SQLite tells the rows that full scans step over, and how many steps of its bytecode a statement took, not how often it moved
 along an index. But the bytecode can be listed (EXPLAIN), and a run of it is a walk through that listing. Here is the fewest
-moves to a next row that any walk of so many steps can have: for the plain loops that most aggregates over an index are, the
-exact number, and never more than were made.
+moves to a row that any walk of so many steps can have: for plain loops, which most aggregates over an index are, the exact
+number or one less, and never more than were made. What is a move, D1's counter says (tests/edge/test_rows_read.py).
 
     blocks      the listing as a graph: runs of operations without a branch, and where each may lead
     slope       the fewest moves per step of any cycle in it (a minimum ratio cycle)
-    offset      what the way in and out of the cycles makes of that: a shortest path, with each step worth `slope`
+    offset      what the way in and out of the cycles makes of that: a shortest path, each step worth `slope`
     moves       slope * steps + offset, which no walk undercuts
 
 `count(*)` of a whole table makes no move: there the answer itself tells what was counted.
@@ -26,9 +26,12 @@ MOST_OPERATIONS: Final = 250
 _ROUNDS: Final = 50
 _SMALL: Final = 1e-7
 
-_MOVES: Final = frozenset(["Next", "Prev", "SeekRowid", "SorterNext", "VNext"])
-"""What D1 counts each time, too. It also counts where a scan or a range begins: of these there may be one less here."""
-
+_STEPS_ON: Final = frozenset(["Next", "Prev", "SorterNext", "VNext"])
+"""To another row, where they jump; at the end, or beside any row, they do not."""
+_BEGINS: Final = frozenset(["Last", "Rewind", "Sort", "SorterSort"])
+"""Counted by D1 whether there is a row or not."""
+_SEEKS: Final = frozenset(["SeekGE", "SeekGT", "SeekLE", "SeekLT", "SeekRowid", "VFilter"])
+"""Where they do not jump, there is a row."""
 _ON: Final = """
 Add AddImm Affinity AggFinal AggInverse AggStep AggStep1 AggValue And AutoCommit BeginSubrtn BitAnd BitNot BitOr Blob Cast
 Clear Close ClrSubtype CollSeq Column ColumnsUsed Compare Concat Copy Count CursorHint CursorLock CursorUnlock DeferredSeek
@@ -47,7 +50,6 @@ VNext
 """
 _GOES_ON: Final = frozenset(_ON.split())
 _BRANCHES: Final = frozenset(_BRANCH.split())
-_SEEKS: Final = frozenset(["SeekGE", "SeekGT", "SeekLE", "SeekLT"])
 
 
 class Operation(NamedTuple):
@@ -86,42 +88,54 @@ def read_listing(rows: Iterable[Sequence[object]]) -> Program:
     return Program(slope, offset, _counted(listing))
 
 
-def _ways(listing: Sequence[Operation]) -> list[list[int]] | None:
+Way = tuple[int, int]
+"""To a place in the listing, or a block, and how many moves it is."""
+
+
+def _ways(listing: Sequence[Operation]) -> list[list[Way]] | None:
     """Where each operation may lead. None: there is one that is not known."""
     returns: dict[int, list[int]] = {}
     inside, outside = _yields(listing)
     for place, operation in enumerate(listing):
         if operation.name == "Gosub":
             returns.setdefault(operation.p1, []).append(place + 1)
-    ways: list[list[int]] = []
-    for place, (name, p1, p2, p3) in enumerate(listing):
+    ways: list[list[Way]] = []
+    for place, operation in enumerate(listing):
+        name, p1, p2, p3 = operation
+        if name in _BRANCHES:
+            ways.append(_branches(listing, place))
+            continue
         if name in _GOES_ON:
-            ways.append([place + 1])
-        elif name in _BRANCHES:
-            more = []
-            if name in _SEEKS and listing[place + 1].name.startswith("Idx"):
-                more = [place + 2]  # it may pass over the comparison behind it
-            elif name == "SeekScan":
-                more = [place + 2, listing[place + 1].p2]
-            ways.append([place + 1, *([p2] if p2 else []), *more])
-        elif name in ("Goto", "Init", "Gosub"):
-            ways.append([p2 or place + 1])
+            found = [place + 1]
+        elif name in ("Goto", "Init", "Gosub", "InitCoroutine"):
+            found = [p2 or place + 1]
         elif name == "Jump":
-            ways.append([p1, p2, p3])
+            found = [p1, p2, p3]
         elif name == "Return":
-            ways.append([*returns.get(p1, []), *([place + 1] if p3 else [])])
-        elif name == "InitCoroutine":
-            ways.append([p2 or place + 1])
+            found = [*returns.get(p1, []), *([place + 1] if p3 else [])]
         elif name == "Yield":
             here = place in inside.get(p1, {})
             others = outside if here else inside
-            ways.append([*(other + 1 for other in others.get(p1, {})), *([] if here else _starts(listing, p1))])
+            found = [*(other + 1 for other in others.get(p1, {})), *([] if here else _starts(listing, p1))]
         elif name == "EndCoroutine":
-            ways.append([way or other + 1 for other, way in outside.get(p1, {}).items()])
+            found = [way or other + 1 for other, way in outside.get(p1, {}).items()]
         elif name == "Halt":
-            ways.append([])
+            found = []
         else:
             return None
+        ways.append([(way, 0) for way in found])
+    return ways
+
+
+def _branches(listing: Sequence[Operation], place: int) -> list[Way]:
+    name, _, p2, _ = listing[place]
+    jump, on = int(name in _STEPS_ON or name in _BEGINS), int(name in _SEEKS or name in _BEGINS)
+    ways = [(place + 1, on), *([(p2, jump)] if p2 else [])]
+    behind = listing[place + 1 : place + 2]
+    if name in _SEEKS and behind and behind[0].name.startswith("Idx"):
+        ways.append((place + 2, on))  # it may pass over the comparison behind it
+    elif name == "SeekScan" and behind:
+        ways += [(place + 2, 0), (behind[0].p2, 0)]
     return ways
 
 
@@ -149,35 +163,37 @@ def _starts(listing: Sequence[Operation], register: int) -> list[int]:
 
 
 class _Block(NamedTuple):
-    """Operations without a branch: how many, how many of them are moves, and the blocks behind."""
+    """Operations without a branch: how many, how many moves are between them, and the ways to the blocks behind."""
 
     steps: int
     moves: int
-    ways: list[int]
+    ways: list[Way]
 
 
-def _blocks(listing: Sequence[Operation], ways: Sequence[Sequence[int]]) -> list[_Block]:
+def _blocks(listing: Sequence[Operation], ways: Sequence[Sequence[Way]]) -> list[_Block]:
     """The first is where a run begins. What cannot be reached is not there."""
+    ways = [[way for way in dict.fromkeys(some) if way[0] < len(listing)] for some in ways]
     reached, waiting = {0}, [0]
     while waiting:
-        for way in ways[waiting.pop()]:
-            if way < len(listing) and way not in reached:
+        for way, _ in ways[waiting.pop()]:
+            if way not in reached:
                 reached.add(way)
                 waiting.append(way)
     into: dict[int, int] = {}
     for place in reached:
-        for way in set(ways[place]):
+        for way, _ in ways[place]:
             into[way] = into.get(way, 0) + 1
-    heads = [place for place in sorted(reached) if place == 0 or into[place] != 1]
-    heads += [way for place in reached if len(set(ways[place])) != 1 for way in ways[place] if way < len(listing)]
+    heads = [0, *(place for place in sorted(reached) if into.get(place, 0) > 1)]
+    heads += [way for place in reached if len(ways[place]) > 1 for way, _ in ways[place]]
     numbers = {head: number for number, head in enumerate(dict.fromkeys(heads))}
     blocks = []
     for head in numbers:
-        place, steps, moves = head, 1, int(listing[head].name in _MOVES)
-        while len(set(ways[place])) == 1 and ways[place][0] not in numbers and ways[place][0] < len(listing):
-            place = ways[place][0]
-            steps, moves = steps + 1, moves + (listing[place].name in _MOVES)
-        blocks.append(_Block(steps, moves, [numbers[way] for way in dict.fromkeys(ways[place]) if way in numbers]))
+        place, steps, moves = head, 1, 0
+        while len(ways[place]) == 1 and ways[place][0][0] not in numbers:
+            moves += ways[place][0][1]
+            place = ways[place][0][0]
+            steps += 1
+        blocks.append(_Block(steps, moves, [(numbers[way], more) for way, more in ways[place]]))
     return blocks
 
 
@@ -188,7 +204,10 @@ def _fewest(blocks: Sequence[_Block]) -> tuple[float, float]:
         length, cycle = _shortest(blocks, slope)
         if not cycle:
             return (slope, length) if length > -math.inf else (0.0, 0.0)
-        found = sum(blocks[number].moves for number in cycle) / sum(blocks[number].steps for number in cycle)
+        moves = sum(blocks[number].moves for number in cycle)
+        for number, following in zip(cycle, [*cycle[1:], cycle[0]], strict=True):
+            moves += min(more for way, more in blocks[number].ways if way == following)
+        found = moves / sum(blocks[number].steps for number in cycle)
         if found >= slope:
             break
         slope = found
@@ -196,7 +215,7 @@ def _fewest(blocks: Sequence[_Block]) -> tuple[float, float]:
 
 
 def _shortest(blocks: Sequence[_Block], slope: float) -> tuple[float, list[int]]:
-    """From the first block to an end, with each block worth its moves less `slope` for each step (Bellman and Ford).
+    """From the first block to an end, where moves are lengths, and each step is shorter by `slope` (Bellman and Ford).
     Or a cycle that gets shorter for ever."""
     worth = [block.moves - slope * block.steps for block in blocks]
     length = [math.inf] * len(blocks)
@@ -205,9 +224,9 @@ def _shortest(blocks: Sequence[_Block], slope: float) -> tuple[float, list[int]]
     while True:
         changed = -1
         for number, block in enumerate(blocks):
-            for way in block.ways:
-                if length[number] + worth[way] < length[way] - _SMALL:
-                    length[way] = length[number] + worth[way]
+            for way, more in block.ways:
+                if length[number] + more + worth[way] < length[way] - _SMALL:
+                    length[way] = length[number] + more + worth[way]
                     before[way] = number
                     changed = way
         if changed < 0:
@@ -217,12 +236,12 @@ def _shortest(blocks: Sequence[_Block], slope: float) -> tuple[float, list[int]]
 
 
 def _cycle(before: Sequence[int], number: int) -> list[int]:
-    """The one that what comes before a block leads back into, if it does."""
+    """The one that what comes before a block leads back into, if it does, in the order of a run."""
     seen: dict[int, None] = {}
     while number >= 0:
         if number in seen:
             walked = list(seen)
-            return walked[walked.index(number) :]
+            return walked[walked.index(number) :][::-1]
         seen[number] = None
         number = before[number]
     return []
@@ -232,7 +251,7 @@ def _counted(listing: Sequence[Operation]) -> int | None:
     """The column of the only answer that is the count of a table's rows, where nothing else is read."""
     counts = [operation for operation in listing if operation.name == "Count"]
     answers = [operation for operation in listing if operation.name == "ResultRow"]
-    if len(counts) != 1 or len(answers) != 1 or any(operation.name in _MOVES for operation in listing):
+    if len(counts) != 1 or len(answers) != 1 or any(operation.name in _STEPS_ON for operation in listing):
         return None
     holders = {counts[0].p2}
     for name, p1, p2, p3 in listing:
