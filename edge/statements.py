@@ -12,7 +12,6 @@ which `edge.bytecode` tells of statements that took more steps than their rows e
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -31,7 +30,6 @@ _FULLSCAN: Final = "SQLITE_STMTSTATUS_FULLSCAN_STEP"
 _STEPS: Final = "SQLITE_STMTSTATUS_VM_STEP"
 _STEPS_AROUND: Final = 24
 _STEPS_A_ROW: Final = 2
-_COUNTS: Final = re.compile(r"\bcount\s*\(", re.IGNORECASE)
 _CELL_BYTES: Final = 24
 _REMEMBERED: Final = 500
 _MIN, _MAX = -(1 << 63), (1 << 63) - 1
@@ -52,14 +50,6 @@ class Result(msgspec.Struct):
     duration_ms: float = 0.0
     rows_read: int = 0
     blobs: bool = False
-
-
-class _Cost(NamedTuple):
-    """Of one run, as SQLite counts."""
-
-    scanned: int
-    steps: int
-    compiled_again: bool
 
 
 def bind(params: Sequence[Any], name: str = "params") -> list[Any]:
@@ -90,7 +80,8 @@ class Runner(Guard):
         super().__init__(config)
         self._most_bytes = config.result_bytes
         self._left = 0
-        self._costs: list[_Cost] = []
+        self._costs: list[tuple[int, int, bool]] = []
+        """Of each statement that ended: rows of full scans, steps, and whether it was compiled while it ran."""
         self._programs: OrderedDict[str, Program] = OrderedDict()
         self._reading: OrderedDict[str, None] = OrderedDict()
 
@@ -110,7 +101,7 @@ class Runner(Guard):
     def _profiled(self, event: dict[str, Any]) -> None:
         status = event["stmt_status"]
         again, self.touched = self.touched, False  # it was compiled before it began, and SQLite asked the guard then
-        self._costs.append(_Cost(status[_FULLSCAN], status[_STEPS], again))
+        self._costs.append((status[_FULLSCAN], status[_STEPS], again))
 
     def _text(self, connection: apsw.Connection, statement: Statement, results: list[Result]) -> None:
         before = len(results)
@@ -126,13 +117,13 @@ class Runner(Guard):
                 return True
             pending = cursor.bindings_count > 0
             results.append(Result([name for name, *_ in cursor.get_description()], []))
-            asked.append(Statement(sql, statement.params if pending else ()) if self._is_reading(sql) else None)
+            asked.append(sql if self._is_reading(sql) else None)
             begun.append(time.perf_counter())
             return True
 
         begun: list[float] = []
-        asked: list[Statement | None] = []
-        self._costs.clear()
+        asked: list[str | None] = []
+        self._costs = []
         self.wrote = self.touched = self.controlled = False
         cursor = connection.cursor()
         cursor.exec_trace = begin
@@ -150,11 +141,14 @@ class Runner(Guard):
             cursor.close(True)
         if len(results) == before:
             raise D1Error(NO_STATEMENT)
+        begun.append(ended)
+        costs, self._costs = self._costs, []
         for number, result in enumerate(results[before:]):
-            until = begun[number + 1] if number + 1 < len(begun) else ended
-            result.duration_ms = (until - begun[number]) * 1000
-        for result, one, cost in zip(results[before:], asked, list(self._costs), strict=False):
-            result.rows_read = self._rows_read(connection, one, result, cost) if one else 0
+            result.duration_ms = (begun[number + 1] - begun[number]) * 1000
+            sql = asked[number]
+            if sql is not None and number < len(costs):
+                last = number + 1 == len(asked)
+                result.rows_read = self._rows_read(connection, sql, statement.params if last else (), result, costs[number])
 
     def _keep(self, result: Result, row: tuple[Any, ...]) -> None:
         result.rows.append(row)
@@ -169,33 +163,37 @@ class Runner(Guard):
         if self._left < 0:
             raise D1Error(MEMORY)
 
-    def _rows_read(self, connection: apsw.Connection, statement: Statement, result: Result, cost: _Cost) -> int:
-        known = max(len(result.rows), cost.scanned + 1 if cost.scanned else 0)
-        explained = _STEPS_AROUND + (_STEPS_A_ROW + len(result.columns)) * known
-        counts = len(result.rows) == 1 and _COUNTS.search(statement.sql) is not None
-        if cost.compiled_again:  # what is listed need not be what ran
-            self._programs.pop(statement.sql, None)
+    def _rows_read(
+        self, connection: apsw.Connection, sql: str, params: Sequence[Any], result: Result, cost: tuple[int, int, bool]
+    ) -> int:
+        scanned, steps, compiled_again = cost
+        known = len(result.rows)
+        counts = known == 1 and ("ount" in sql or "OUNT" in sql)
+        if scanned >= known:
+            known = scanned + 1 if scanned else known
+        if compiled_again:  # what is listed need not be what ran
+            self._programs.pop(sql, None)
             return known
-        if cost.steps <= explained and not counts:
+        if steps <= _STEPS_AROUND + (_STEPS_A_ROW + len(result.columns)) * known and not counts:
             return known
-        program = self._program(connection, statement)
+        program = self._program(connection, sql, params)
         if counts and program.counted is not None:
             return int(result.rows[0][program.counted])
-        return max(known, program.moves(cost.steps))
+        return max(known, program.moves(steps))
 
-    def _program(self, connection: apsw.Connection, statement: Statement) -> Program:
+    def _program(self, connection: apsw.Connection, sql: str, params: Sequence[Any]) -> Program:
         """Of what has just run, as SQLite lists it."""
-        program = self._programs.get(statement.sql)
+        program = self._programs.get(sql)
         if program is None:
             program = NOTHING
             connection.trace_v2(0, None)
             # its time is over; it is longer than a statement may be, with the prefix; it has a literal that is no text
             with contextlib.suppress(apsw.Error, UnicodeDecodeError):
                 # compiled now: a listing is not run, so SQLite does not notice that one it has is of another schema
-                program = read_listing(connection.execute(f"explain {statement.sql}", statement.params, can_cache=False))
+                program = read_listing(connection.execute(f"explain {sql}", params, can_cache=False))
             connection.trace_v2(apsw.SQLITE_TRACE_PROFILE, self._profiled)
             self.touched = False
-            self._programs[statement.sql] = program
+            self._programs[sql] = program
             if len(self._programs) > _REMEMBERED:
                 self._programs.popitem(last=False)
         return program
