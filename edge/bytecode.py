@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-MOST_OPERATIONS: Final = 250
+MOST_OPERATIONS: Final = 4_000
+MOST_BLOCKS: Final = 100
 _ROUNDS: Final = 50
 _SMALL: Final = 1e-7
 
@@ -76,15 +77,18 @@ class Program(NamedTuple):
 NOTHING: Final = Program(0.0, 0.0, None)
 
 
-def read_listing(rows: Iterable[Sequence[object]]) -> Program:
+def read_listing(rows: Iterable[Sequence[Any]]) -> Program:
     """Of the rows of EXPLAIN: addr, opcode, p1, p2, p3, ..."""
-    listing = [Operation(str(row[1]), *(int(str(value)) for value in row[2:5])) for row in rows]
+    listing = [Operation(*row[1:5]) for row in rows]
     if not listing or len(listing) > MOST_OPERATIONS:
         return NOTHING
     ways = _ways(listing)
     if ways is None:
         return NOTHING
-    slope, offset = _fewest(_blocks(listing, ways))
+    blocks = _blocks(ways)
+    if len(blocks) > MOST_BLOCKS:
+        return NOTHING
+    slope, offset = _fewest(blocks)
     return Program(slope, offset, _counted(listing))
 
 
@@ -93,21 +97,21 @@ Way = tuple[int, int]
 
 
 def _ways(listing: Sequence[Operation]) -> list[list[Way]] | None:
-    """Where each operation may lead. None: there is one that is not known."""
+    """Where each operation may lead. None: there is one that is not known, or that leads nowhere."""
     returns: dict[int, list[int]] = {}
     inside, outside = _yields(listing)
     for place, operation in enumerate(listing):
         if operation.name == "Gosub":
             returns.setdefault(operation.p1, []).append(place + 1)
     ways: list[list[Way]] = []
-    for place, operation in enumerate(listing):
-        name, p1, p2, p3 = operation
+    for place, (name, p1, p2, p3) in enumerate(listing):
+        if name in _GOES_ON:
+            ways.append([(place + 1, 0)])
+            continue
         if name in _BRANCHES:
             ways.append(_branches(listing, place))
             continue
-        if name in _GOES_ON:
-            found = [place + 1]
-        elif name in ("Goto", "Init", "Gosub", "InitCoroutine"):
+        if name in ("Goto", "Init", "Gosub", "InitCoroutine"):
             found = [p2 or place + 1]
         elif name == "Jump":
             found = [p1, p2, p3]
@@ -124,7 +128,7 @@ def _ways(listing: Sequence[Operation]) -> list[list[Way]] | None:
         else:
             return None
         ways.append([(way, 0) for way in found])
-    return ways
+    return ways if all(way < len(listing) for some in ways for way, _ in some) else None
 
 
 def _branches(listing: Sequence[Operation], place: int) -> list[Way]:
@@ -170,9 +174,9 @@ class _Block(NamedTuple):
     ways: list[Way]
 
 
-def _blocks(listing: Sequence[Operation], ways: Sequence[Sequence[Way]]) -> list[_Block]:
+def _blocks(ways: Sequence[Sequence[Way]]) -> list[_Block]:
     """The first is where a run begins. What cannot be reached is not there."""
-    ways = [[way for way in dict.fromkeys(some) if way[0] < len(listing)] for some in ways]
+    ways = [some if len(some) == 1 else list(dict.fromkeys(some)) for some in ways]
     reached, waiting = {0}, [0]
     while waiting:
         for way, _ in ways[waiting.pop()]:

@@ -227,6 +227,10 @@ def test_nothing_is_concluded_of_what_is_not_known() -> None:
     loop = [(0, "Init", 0, 1, 0), (1, "Rewind", 0, 3, 0), (2, "Next", 0, 2, 0), (3, "Halt", 0, 0, 0)]
     assert read_listing(loop).moves(1000 + 3) == 1000
     assert read_listing([*loop[:2], (2, "Next", 0, 2, 0), (3, "Hop", 0, 1, 0)]) == NOTHING
-    assert read_listing([(0, "Init", 0, 1, 0), *((place, "Noop", 0, 0, 0) for place in range(1, 300))]) == NOTHING
+    assert read_listing([(0, "Init", 0, 1, 0), (1, "Noop", 0, 0, 0)]) == NOTHING
+    assert (
+        read_listing([(0, "Init", 0, 1, 0), *((1, "Noop", 0, 0, 0) for _ in range(5000)), (1, "Halt", 0, 0, 0)]) == NOTHING
+    )
+    assert read_listing([(0, "Init", 0, 1, 0), *((1, "If", 0, 1, 0) for _ in range(500)), (1, "Halt", 0, 0, 0)]) == NOTHING
     endless = [(0, "Init", 0, 1, 0), (1, "Goto", 0, 1, 0)]
     assert read_listing(endless).moves(10**9) == 0
