@@ -10,8 +10,9 @@ That transaction: ACCESS SHARE on the table, then the snapshot, then the table a
 lock shuts out DDL until the message has its place, so the rows have the shape that the table has there.
 
 Invariants: one order at a time; a piece is in memory before its message can be read; memory is bounded by `PIECE_BYTES`
-and one row. A connection that is lost is made again, and the order is done again; what can never work is raised by
-`answers`. Who asks, and what becomes of the rows: `fanout.refill`.
+and one row; it works for no more than its share of the time (`cdc.pace`), but for rows that are asked for by key. A
+connection that is lost is made again, and the order is done again; what can never work is raised by `answers`. Who asks,
+and what becomes of the rows: `fanout.refill`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from cdc import failpoints
 from cdc.connection import connect, translated
 from cdc.copy import parse_copy_line, select_rows, table_name
 from cdc.errors import SourceError, SourceMisconfigured, SourceUnavailable
+from cdc.pace import Pace
 from cdc.pgoutput import Row
 from cdc.publication import PublishedTable, published_tables
 from cdc.refill import PREFIX, Broken, Busy, Look, Note, Order, Piece, Snapshot, Step, encode_note, key_of, spool_rows
@@ -40,6 +42,8 @@ from cdc.relation import Relation, ReplicaIdentity
 from cdc.resync_reader import Choose, ResyncReader
 
 PIECE_BYTES: Final = 256 << 10
+_TENANT_BYTES: Final = 64 << 10
+"""Of a tenant's rows: what comes behind a piece waits for that much."""
 _NOTHING: Final = Relation(0, "", "", ReplicaIdentity.NOTHING, ())
 _NOBODY: Final = Snapshot(0, 0, frozenset())
 _LOCK_TIMEOUT_MS: Final = 500
@@ -82,13 +86,17 @@ class _Closed(Exception):
 class RefillReader:
     """The thread. `put`, `answers` and `close` are for one other thread."""
 
-    def __init__(self, dsn: str, publication: str, relay: int, choose: Choose, *, one_of_several: bool = False) -> None:
-        """`choose`: which rows are a tenant's. `one_of_several`: the publication has some of the tenants alone."""
+    def __init__(
+        self, dsn: str, publication: str, relay: int, choose: Choose, *, one_of_several: bool = False, share: float = 1.0
+    ) -> None:
+        """`choose`: which rows are a tenant's. `one_of_several`: the publication has some of the tenants alone. `share`: of
+        the time, for work."""
         self._dsn = dsn
         self._publication = publication
         self._relay = relay
         self._choose = choose
         self._one_of_several = one_of_several
+        self._pace = Pace(share)
         self._resync: ResyncReader | None = None
         self._resync_next = ("", 0)
         """Whose rows it reads, and the number of the order that goes on there."""
@@ -154,8 +162,11 @@ class RefillReader:
         try:
             while True:
                 order = self._orders.get()
-                self._pause(order.pause_s)
+                rest_s = 0.0 if order.keys else self._pace.wait_s(time.monotonic())
+                self._pause(max(order.pause_s, rest_s))
+                begun = time.monotonic()
                 self._serve(order)
+                self._pace.worked(begun, time.monotonic())
         except _Closed:
             pass
         except Exception as error:  # noqa: BLE001 - `answers` raises it in the other thread
@@ -285,7 +296,7 @@ class RefillReader:
     def _begin_resync(self, order: Order) -> None:
         self._end_resync()
         watch = self._waiting.append
-        self._resync = ResyncReader(self._dsn, self._publication, order.tenant, self._choose, PIECE_BYTES, watch)
+        self._resync = ResyncReader(self._dsn, self._publication, order.tenant, self._choose, _TENANT_BYTES, watch)
         self._resync_next = (order.tenant, order.number)
 
     def _end_resync(self) -> None:

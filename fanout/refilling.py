@@ -33,11 +33,12 @@ class Refilling:
         slot: str,
         *,
         one_of_several: bool = False,
+        share: float = 1.0,
     ) -> None:
         """`pending`: what was left to do at the LSN `since`, as the log's last Progress record says. `one_of_several`: other
-        pipelines serve some of the tenants."""
+        pipelines serve some of the tenants. `share`: of the time, for reading."""
         choose = partial(rows_of, tenancy)
-        self._reader = RefillReader(dsn, publication, relay, choose, one_of_several=one_of_several)
+        self._reader = RefillReader(dsn, publication, relay, choose, one_of_several=one_of_several, share=share)
         self._since = since
         self._slot = slot
         self._one_of_several = one_of_several

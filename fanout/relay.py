@@ -94,6 +94,7 @@ class RelayOptions(msgspec.Struct, frozen=True, kw_only=True):
     keep: bool = False
     """Make a new slot, and copy nothing: what replicas have is compared afterwards."""
     copy_workers: int = 2
+    refill_share: float = 1.0
     slot_timeout_s: float = 60.0
     progress_interval_s: float = 1.0
     read_bytes: int = 1 << 20
@@ -167,6 +168,7 @@ class Relay:
                 self._tenancy,
                 options.slot,
                 one_of_several=bool(options.placement),
+                share=options.refill_share,
             )
             tables = KnownTables(publication=options.publication, relay=self._relay)
             if not isinstance(start, Fresh):

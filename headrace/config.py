@@ -31,6 +31,7 @@ PREFIX: Final = "HEADRACE_"
 
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(gt=0, le=1)]
 
 
 class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,6 +47,9 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The publication: which tables are read. `headrace setup` makes it."""
     copy_workers: Count = 2
     """Connections for the first copy. Two keep one relay busy; more help where the server has cores to spare."""
+    refill_share: Share = 0.25
+    """What is read again beside the stream (a tenant made anew, a table, a repair) is read for this share of the time. With
+    1, as fast as it can be; others' records wait for it."""
     slot_timeout_s: Positive = 60.0
     """How long making the slot may wait for older transactions of the source before it is an error."""
     progress_interval_s: Positive = 1.0

@@ -30,7 +30,7 @@ from fanout.log import open_member, open_reader, open_writer
 from fanout.log.wakeup import Signal
 from fanout.relay import Relay, RelayOptions, RelayStatus
 from fanout.tenancy import Tenancy
-from headrace.config import Config
+from headrace.config import Config, SnapshotsConfig
 from headrace.status_file import StatusFile
 
 log = structlog.get_logger("headrace")
@@ -135,6 +135,7 @@ def run_relay(config: Config, *, new_generation: bool = False, keep: bool = Fals
             new_generation=first and new_generation,
             keep=first and keep,
             copy_workers=source.copy_workers,
+            refill_share=source.refill_share,
             slot_timeout_s=source.slot_timeout_s,
             progress_interval_s=source.progress_interval_s,
             streaming=streaming,
@@ -184,7 +185,8 @@ def run_applier(config: Config, share: Share) -> None:
     def attempt(run: Callable[[Stage], None]) -> None:
         with open_reader(config.log) as reader:
             partitions: Sequence[int] = share.partitions(reader.partitions)
-            run(Worker(options, reader, partitions, status_file.write, handover=_handover(config), open_log=open_log))
+            handover = make_handover(config.snapshots)
+            run(Worker(options, reader, partitions, status_file.write, handover=handover, open_log=open_log))
 
     Runner(config.run.retry_s, status_file).run(attempt)
 
@@ -202,7 +204,7 @@ def run_member(config: Config, instance: str) -> None:
                     member,
                     on_status=status_file.write,
                     member=member,
-                    handover=_handover(config),
+                    handover=make_handover(config.snapshots),
                     open_log=open_log,
                 )
             )
@@ -210,9 +212,8 @@ def run_member(config: Config, instance: str) -> None:
     Runner(config.run.retry_s, status_file).run(attempt)
 
 
-def _handover(config: Config) -> Handover:
+def make_handover(snapshots: SnapshotsConfig) -> Handover:
     """With an object store, if one is configured. Raises StoreMisconfigured, StoreUnavailable."""
-    snapshots = config.snapshots
     if not snapshots.url:
         return Handover()
     from appliers.snapshots.handover import SnapshotHandover  # its libraries are large
