@@ -23,13 +23,14 @@ from benchmarks import (
     relay,
     targets,
     time_travel,
+    upkeep,
 )
 from benchmarks.report import Report
 from benchmarks.workload import Shape
 from benchmarks.workspace import Workspace
 
 DEFAULT_PARTS: Final = ("relay", "applier", "e2e", "latency", "decode")
-PARTS: Final = (*DEFAULT_PARTS, "copy", "resync", "travel", "large", "isolation", "fleet")
+PARTS: Final = (*DEFAULT_PARTS, "copy", "resync", "travel", "upkeep", "large", "isolation", "fleet")
 _WITHOUT_SERVER: Final = {"decode", "fleet"}
 _PLACES: Final = ("dir", "results", "profile")
 """Options that name places of one machine: they are not kept."""
@@ -127,6 +128,8 @@ def _on_a_server(options: argparse.Namespace, shape: Shape, report: Report) -> N
             latency.beside_a_resync(workspace, report, options.rate, options.seconds, logs, options.appliers)
         if "travel" in options.parts:
             time_travel.run(workspace, report, options.rows, logs)
+        if "upkeep" in options.parts:
+            upkeep.run(workspace, report, options.runs)
         if "large" in options.parts:
             large_transaction.run(workspace, report, options.large_rows, logs)
 

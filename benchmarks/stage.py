@@ -32,7 +32,8 @@ from fanout.log import LogConfig, LogReader, LogWriter, Record, open_reader, ope
 from fanout.relay import Relay, RelayOptions
 from fanout.tenancy import Rule, Tenancy
 from headrace import output
-from headrace.stages import quiet_collector
+from headrace.config import SnapshotsConfig
+from headrace.stages import make_handover, quiet_collector
 
 BATCH_RECORDS = WorkerOptions(root=Path()).batch_records
 BATCH_BYTES = WorkerOptions(root=Path()).batch_bytes
@@ -46,6 +47,8 @@ class Request(msgspec.Struct, kw_only=True):
     dsn: str = ""
     slot: str = ""
     root: str = ""
+    store: str = ""
+    """An applier's object store; empty: it has none."""
     core: int | None = None
     profile: str = ""
 
@@ -68,6 +71,8 @@ class Answer(msgspec.Struct, kw_only=True):
     records: int = 0
     bytes: int = 0
     laps: list[Lap] = []
+    end_cpu_s: float = 0.0
+    """What an applier's orderly end took behind that."""
 
 
 def run(request: Request, timeout_s: float = 1800.0) -> Answer:
@@ -132,6 +137,8 @@ def _applier(request: Request) -> Answer:
     quiet_collector()
     meter = Meter()
     laps: list[Lap] = []
+    end_cpu_s: float = 0.0
+    """What an applier's orderly end took behind that."""
 
     def at_fetch() -> None:
         """All that was fetched before has been applied."""
@@ -144,10 +151,12 @@ def _applier(request: Request) -> Answer:
     reader = _WatchedReader(open_reader(request.log), workload.end_tenants(), at_fetch, at_end)
     options = WorkerOptions(root=Path(request.root))
     with reader:
-        worker = Worker(options, reader, range(reader.partitions))
+        handover = make_handover(SnapshotsConfig(url=request.store))
+        worker = Worker(options, reader, range(reader.partitions), handover=handover)
         meter.start()
         worker.run()
-    return _answer(meter, rows=worker.status.rows, records=worker.status.records, laps=laps[1:])
+    end_cpu_s = time.process_time() - meter.cpu - meter.cpu_s
+    return _answer(meter, rows=worker.status.rows, records=worker.status.records, laps=laps[1:], end_cpu_s=end_cpu_s)
 
 
 def _fetch(request: Request) -> Answer:

@@ -5,7 +5,7 @@ each neighbour, one after the other, 10 rows a transaction. An applier with an o
 restored, to random moments between the first change and the last. What must not grow with the neighbours is a restore.
 
 restore   a time -> its place -> a file that is checked, durable and served        undo, resume   the switch alone
-upkeep    the applier's CPU with snapshots and history, beside the same without    from the log   a restore without a store
+from the log   a restore without a store: what history saves
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from appliers.handover import Handover
 from appliers.history.reading import Past
 from appliers.place import replica_path
 from appliers.reader import position_in
-from appliers.snapshots.handover import SnapshotHandover
-from appliers.snapshots.policy import Bounds, Retention
 from appliers.snapshots.store import Store, open_store
 from appliers.timetravel import restore as restoring
 from appliers.timetravel.travel import Travel
@@ -36,15 +34,14 @@ from fanout import envelope
 from fanout.envelope import FIRST_COPY_CHUNK, Changes, CopyBegin, CopyEnd, Envelope, Progress
 from fanout.log import LogConfig, LogWriter, open_reader, open_writer
 from headrace.config import SnapshotsConfig
+from headrace.stages import make_handover
 
 PART: Final = "travel"
 _WHO: Final = "tenant"
 _EACH: Final = 10
 """Rows a transaction."""
 _RESTORES: Final = 20
-_TURNS: Final = 3
 _NEIGHBOURS: Final = (1, 10, 100)
-_DEFAULTS: Final = SnapshotsConfig()
 
 
 class _Size(NamedTuple):
@@ -69,18 +66,15 @@ def run(workspace: Workspace, report: Report, rows: int, logs: Sequence[str]) ->
                     neighbours,
                     *(f"{more[name]:.3f}" for name in ("restore, median s", "restore, longest s", "from the log, s")),
                     *(f"{more[name] * 1000:.1f}" for name in ("undo, s", "resume, s")),
-                    f"{100 * more['upkeep']:.1f} %",
                 )
             )
             report.grow("travel restore s", more["restore, longest s"])
             report.grow("travel undo ms", 1000 * max(more["undo, s"], more["resume, s"]))
-            if neighbours == max(_NEIGHBOURS):
-                report.grow("travel upkeep %", 100 * more["upkeep"])
         of_kind = [m.more["restore, median s"] for m in report.of(PART) if m.contender.startswith(f"{kind},")]
         report.grow("travel neighbours x", of_kind[-1] / of_kind[0])
     report.table(
         f"A tenant of {size.rows:,} rows, {size.changes:,} changes later, to {_RESTORES} random times",
-        ("log", "busy neighbours", "restore s", "longest", "without a store", "undo ms", "resume ms", "upkeep of CPU"),
+        ("log", "busy neighbours", "restore s", "longest", "without a store", "undo ms", "resume ms"),
         lines,
     )
 
@@ -89,17 +83,11 @@ def _measured(workspace: Workspace, kind: str, neighbours: int, size: _Size) -> 
     directory = workspace.new_directory("travel")
     log = msgspec.structs.replace(workspace.new_log(kind), partitions=1)
     times = _write(log, neighbours, size)
-    bounds = Bounds(_DEFAULTS.changes, _DEFAULTS.bytes, _DEFAULTS.age_s, _DEFAULTS.at_once)
-    plain, with_store, seconds = list[float](), list[float](), 0.0
-    for turn in range(_TURNS):  # one after the other, since the machine is not always the same
-        plain.append(_apply(log, directory / f"plain-{turn}", Handover()))
-        store = open_store(str(directory / f"store-{turn}"))
-        handover = SnapshotHandover(store, bounds, interval_s=2.0, retention=Retention(30 * 86_400_000))
-        begun = time.monotonic()
-        with_store.append(_apply(log, directory / f"kept-{turn}", handover))
-        seconds = time.monotonic() - begun
-    cpu_s = min(with_store)
-    path = replica_path(directory / f"kept-{_TURNS - 1}", _WHO, 1)
+    url = str(directory / "store")
+    begun = time.monotonic()
+    _apply(log, directory / "replicas", make_handover(SnapshotsConfig(url=url, interval_s=2.0)))
+    seconds = time.monotonic() - begun
+    store, path = open_store(url), replica_path(directory / "replicas", _WHO, 1)
     took, undo, resume = _ride(log, store, path, times)
     alone, _, _ = _ride(log, None, path, times[:3] if neighbours < max(_NEIGHBOURS) else times[:1])
     rows = size.rows + (1 + neighbours) * size.changes
@@ -108,14 +96,12 @@ def _measured(workspace: Workspace, kind: str, neighbours: int, size: _Size) -> 
         contender=f"{kind}, {neighbours} neighbours",
         rows=rows,
         seconds=seconds,
-        cpu_s={"applier": cpu_s},
         more={
             "restore, median s": statistics.median(took),
             "restore, longest s": max(took),
             "from the log, s": statistics.median(alone),
             "undo, s": undo,
             "resume, s": resume,
-            "upkeep": cpu_s / min(plain) - 1,
         },
     )
 
@@ -140,8 +126,8 @@ def _ride(log: LogConfig, store: Store | None, path: Path, times: Iterable[int])
     return took, statistics.median(undos), statistics.median(resumes)
 
 
-def _apply(log: LogConfig, root: Path, handover: Handover) -> float:
-    """Everything in the log, into new replicas; answers the CPU seconds of this process."""
+def _apply(log: LogConfig, root: Path, handover: Handover) -> None:
+    """Everything in the log, into new replicas."""
     with open_reader(log) as reader:
         end = reader.extents([0])[0].end
         reached: list[Worker] = []
@@ -152,9 +138,7 @@ def _apply(log: LogConfig, root: Path, handover: Handover) -> float:
 
         options = WorkerOptions(root=root, status_interval_s=0.05)
         reached.append(Worker(options, reader, [0], on_status, handover=handover))
-        begun = time.process_time()
         reached[0].run()
-        return time.process_time() - begun
 
 
 def _write(log: LogConfig, neighbours: int, size: _Size) -> list[int]:

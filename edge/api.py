@@ -2,6 +2,7 @@
 
     /client/v4/accounts/{account}/d1/database...     as Cloudflare's (docs/d1-compatibility.md)
     /binding/{database}/query, /execute              what a Worker's D1 binding speaks
+    /client/v4/graphql                               what wrangler asks of what was counted
     /exports/{name}                                  what an export's link leads to
     /healthz, /readyz, /openapi.json
 
@@ -27,10 +28,11 @@ from starlette.routing import BaseRoute, Route
 from appliers.reader import Directory
 from cdc.errors import HeadraceError
 from edge import openapi, rendering
+from edge.analytics import Analytics, in_graphql_form
 from edge.counts import Counts
 from edge.d1_errors import D1Error
 from edge.databases import Databases
-from edge.door import JSON, Door
+from edge.door import JSON, Door, Handler
 from edge.exports import Exports
 from edge.guard import cap_memory
 from edge.names import Names
@@ -70,7 +72,8 @@ class Api:
             door.names = names
             queries = Queries(config, door, pool, usage)
             databases = Databases(config, door, pool, names, exports, self._seams)
-            application.router.routes.extend(self._routes(door, queries, databases))
+            analytics = Analytics(config, door, usage)
+            application.router.routes.extend(self._routes(door, queries, databases, analytics))
             try:
                 yield
             finally:
@@ -79,10 +82,11 @@ class Api:
                 exports.close()
                 door.audit.close()
 
-    def _routes(self, door: Door, queries: Queries, databases: Databases) -> list[BaseRoute]:
+    def _routes(self, door: Door, queries: Queries, databases: Databases, analytics: Analytics) -> list[BaseRoute]:
         one = BASE + "/{database}"
         guarded = door.guarded
         binding = guarded(queries.binding, in_bindings_form)
+        get, edit = guarded(databases.get), guarded(databases.edit)
         return [
             Route(one + "/query", guarded(queries.query), methods=["POST"]),
             Route(one + "/raw", guarded(queries.raw), methods=["POST"]),
@@ -90,13 +94,11 @@ class Api:
             Route(one + "/import", guarded(databases.refuse_write), methods=["POST"]),
             Route(one + "/time_travel/bookmark", guarded(databases.bookmark), methods=["GET"]),
             Route(one + "/time_travel/restore", guarded(databases.restore), methods=["POST"]),
-            Route(one, guarded(databases.get), methods=["GET"]),
-            Route(one, guarded(databases.delete), methods=["DELETE"]),
-            Route(one, guarded(databases.edit), methods=["PUT", "PATCH"]),
-            Route(BASE, guarded(databases.list), methods=["GET"]),
-            Route(BASE, guarded(databases.create), methods=["POST"]),
+            _resource(one, GET=get, DELETE=guarded(databases.delete), PUT=edit, PATCH=edit),
+            _resource(BASE, GET=guarded(databases.list), POST=guarded(databases.create)),
             Route("/binding/{database}/query", binding, methods=["POST"]),
             Route("/binding/{database}/execute", binding, methods=["POST"]),
+            Route("/client/v4/graphql", guarded(analytics.graphql, in_graphql_form), methods=["POST"]),
             Route("/exports/{name}", guarded(databases.fetch), methods=["GET"]),
             Route("/healthz", _health, methods=["GET"]),
             Route("/readyz", self._ready, methods=["GET"]),
@@ -117,6 +119,15 @@ class Api:
     def _partitions(self) -> list[bool]:
         with Directory(self._root) as directory:
             return [state.ready for state in directory.partitions().values()]
+
+
+def _resource(path: str, **handlers: Handler) -> Route:
+    """One path with a handler for each method. As a route each, a refusal's `Allow` would name the methods of one alone."""
+
+    async def handle(request: Request) -> Response:
+        return await handlers["GET" if request.method == "HEAD" else request.method](request)
+
+    return Route(path, handle, methods=list(handlers))
 
 
 async def _health(_request: Request) -> Response:

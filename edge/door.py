@@ -93,23 +93,33 @@ class Door:
         if access is None:
             self.audit.note("refused", token="", why="no valid token", path=request.scope["path"][:200])
             raise D1Error("Authentication error", status=401, code=10000)
-        if config.account and account is not None and account != config.account:
-            raise D1Error(
-                "The given account is not valid or is not authorized to access this service", status=403, code=7403
-            )
+        if account is not None:
+            self.require_account(account)
         if admin and access.scope != "admin":
             self.audit.note("refused", token=access.token, why="read scope", path=request.scope["path"][:200])
             raise D1Error("Authentication error", status=403, code=10000)
         return access
 
-    async def tenant(self, request: Request, access: Access) -> str:
-        """Whose database the path names. Raises D1Error."""
+    def require_account(self, account: str) -> None:
+        """Raises D1Error when it is not the one that there is."""
+        if self._config.account and account != self._config.account:
+            raise D1Error(
+                "The given account is not valid or is not authorized to access this service", status=403, code=7403
+            )
+
+    async def named(self, database: str) -> str:
+        """The tenant of a database's name or UUID, whether there is one or not."""
         assert self.names is not None
-        database: str = request.path_params["database"]
         tenant = self.names.tenant(database)
         if tenant is None:
             await asyncio.to_thread(self.names.list_again)
             tenant = self.names.tenant(database) or database
+        return tenant
+
+    async def tenant(self, request: Request, access: Access) -> str:
+        """Whose database the path names. Raises D1Error."""
+        database: str = request.path_params["database"]
+        tenant = await self.named(database)
         if not access.allows(tenant):
             self.audit.note("refused", token=access.token, tenant=tenant, why="not its tenant")
             raise not_found(database)

@@ -33,7 +33,7 @@ from fanout.log import open_member, open_reader, open_writer
 from fanout.log.wakeup import Signal
 from fanout.relay import Relay, RelayOptions, RelayStatus
 from fanout.tenancy import Tenancy
-from headrace.config import Config
+from headrace.config import Config, SnapshotsConfig
 from headrace.metrics import serving
 from headrace.metrics.log_probe import LogProbe
 from headrace.status_file import StatusFile
@@ -223,7 +223,8 @@ def run_applier(config: Config, share: Share) -> None:
     def attempt(run: Callable[[Stage], None]) -> None:
         with open_reader(config.log) as reader:
             partitions: Sequence[int] = share.partitions(reader.partitions)
-            run(Worker(options, reader, partitions, told, handover=_handover(config), open_log=open_log))
+            handover = make_handover(config.snapshots)
+            run(Worker(options, reader, partitions, told, handover=handover, open_log=open_log))
 
     _run_applier(config, told, attempt, share.number)
 
@@ -242,7 +243,7 @@ def run_member(config: Config, instance: str) -> None:
                     member,
                     on_status=told,
                     member=member,
-                    handover=_handover(config),
+                    handover=make_handover(config.snapshots),
                     open_log=open_log,
                 )
             )
@@ -276,9 +277,8 @@ def _run_applier(config: Config, told: _Told, attempt: Callable[[Callable[[Stage
         runner.run(attempt)
 
 
-def _handover(config: Config) -> Handover:
+def make_handover(snapshots: SnapshotsConfig) -> Handover:
     """With an object store, if one is configured. Raises StoreMisconfigured, StoreUnavailable."""
-    snapshots = config.snapshots
     if not snapshots.url:
         return Handover()
     from appliers.snapshots.handover import SnapshotHandover  # its libraries are large

@@ -34,7 +34,8 @@ VERSION: Final = 1
 HEAD_BYTES: Final = 5
 EVERYBODY: Final = "\0\0"
 """Stands for the records that are for everybody, where tenants are named: no tenant id holds a NUL."""
-_LEVEL: Final = 3
+_LEVEL: Final = 1
+"""Twice as fast as the usual 3 on such records, and as small: benchmarks.upkeep."""
 _LARGEST: Final = 1 << 30
 _head = struct.Struct(">BI")
 

@@ -45,7 +45,7 @@ from appliers.table import quote
 from cdc import failpoints
 from fanout.envelope import Position
 
-LEVEL: Final = 3
+LEVEL: Final = 1
 _IN_MEMORY: Final = 8 << 20
 _PIECE: Final = 1 << 20
 _LEFTOVER: Final = re.compile(r"\.\d+(-[0-9a-f]{8})?\.(copy|hydrated)(-wal|-shm|-journal)?$")

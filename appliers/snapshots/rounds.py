@@ -97,6 +97,8 @@ def run(store: Store, plan: Plan, copiers: Executor | None = None, until: Callab
             publisher, base = publish.take_over(store, plan.keys, owner(), now_ms())
         if base is not None and base.offset > plan.reached:
             return Outcome(publisher, base, frozenset(), damaged, None)  # this machine has yet to read what others have
+        if _newest_state(plan, plan.rest) is None:
+            return Outcome(publisher, base, frozenset(), damaged, None)  # nothing was saved yet: copies would be in vain
         _copy_all(store, plan, publisher, taken, damaged, copiers, until)
         content = _content(plan, base, taken, damaged)
         if content is None:
@@ -142,14 +144,18 @@ def _copy_all(
             damaged[taking.name] = made
 
 
+def _newest_state(plan: Plan, floor: int) -> PartitionState | None:
+    return max((state for state in plan.history if 0 <= state.offset <= floor), key=attrgetter("offset"), default=None)
+
+
 def _content(
     plan: Plan, base: Manifest | None, taken: dict[str, SnapshotRef], damaged: dict[str, TenantError]
 ) -> Manifest | None:
     """The next manifest; None when no saved state is one that it could have."""
     left = [taking.floor for taking in plan.taking if taking.name not in taken and taking.name not in damaged]
     floor = min([plan.rest, *left])
-    state = max((state for state in plan.history if state.offset <= floor), key=attrgetter("offset"), default=None)
-    if state is None or state.offset < 0:
+    state = _newest_state(plan, floor)
+    if state is None:
         return None
     facts = plan.tables.facts
     made = Manifest(

@@ -22,7 +22,7 @@ from tests.kafka_broker import what_kafka_lacks
 needs_postgres = pytest.mark.skipif(not find_installations(), reason="there is no Postgres on this machine")
 
 
-OTHER_PARTS = ("large", "fleet", "first", "verify", "recovery", "resync", "travel")
+OTHER_PARTS = ("large", "fleet", "first", "verify", "recovery", "resync", "travel", "upkeep")
 """First words of the figures of parts that run only when they are named."""
 
 
@@ -82,9 +82,10 @@ def test_a_large_transaction_is_measured(tmp_path: Path) -> None:
 @needs_postgres
 def test_copies_and_what_mends_them_are_measured(tmp_path: Path) -> None:
     """The first copy, verify, recovery after a lost slot, a large tenant made anew, and one taken back in time."""
-    report = bench(tmp_path, "copy", "resync", "travel", "--logs=embedded", "--seconds=3", "--rate=50")
+    report = bench(tmp_path, "copy", "resync", "travel", "upkeep", "--logs=embedded", "--seconds=3", "--rate=50")
 
-    named = {t.figure for t in TARGETS if t.figure.split()[0] in ("first", "verify", "recovery", "resync", "travel")}
+    parts = ("first", "verify", "recovery", "resync", "travel", "upkeep")
+    named = {t.figure for t in TARGETS if t.figure.split()[0] in parts}
     assert {name for name in named if "kafka" not in name} <= report.figures.keys()
     [recovered] = report.of("recover")
     assert recovered.more["brought"] == 1000
