@@ -125,15 +125,16 @@ class Quarantined(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def select_partitions(conn: apsw.Connection) -> dict[int, PartitionState]:
     """Every partition's state as saved."""
+    # a read-only look may meet an older file, without `stale`; columns of a newer one come behind it
     rows: list[Any] = conn.execute("select * from partitions").fetchall()
-    states = (PartitionState(row[0], row[1], row[2], bool(row[3]), row[4], row[5], any(row[6:])) for row in rows)
+    states = (PartitionState(row[0], row[1], row[2], bool(row[3]), row[4], row[5], any(row[6:7])) for row in rows)
     return {state.partition: state for state in states}
 
 
 def select_quarantined(conn: apsw.Connection) -> dict[str, Quarantined]:
     """Tenants that stopped, as saved."""
     rows: list[Any] = conn.execute("select * from quarantine").fetchall()
-    return {row[0]: Quarantined(*row[:9], *map(bool, row[9:])) for row in rows}
+    return {row[0]: Quarantined(*row[:9], *map(bool, row[9:10])) for row in rows}
 
 
 def select_tables(conn: apsw.Connection) -> Tables:
@@ -377,7 +378,8 @@ class State:
                 replicas,
             )
             self._conn.executemany(
-                "insert or replace into partitions values (?, ?, ?, ?, ?, ?, ?)",
+                "insert or replace into partitions (partition, offset, generation, ready, lsn, time_us, stale)"
+                " values (?, ?, ?, ?, ?, ?, ?)",
                 [
                     (s.partition, s.offset, s.generation, int(s.ready), s.lsn, s.time_us, int(s.stale))
                     for s in states.values()
@@ -398,8 +400,9 @@ class State:
             self.orders.settle(order, "stopped again", _what(entry))
 
     def _insert(self, entry: Quarantined, otherwise: str) -> None:
-        values = msgspec.structs.astuple(entry)
-        self._conn.execute(f"insert or {otherwise} into quarantine values ({', '.join('?' * len(values))})", values)
+        names, values = Quarantined.__struct_fields__, msgspec.structs.astuple(entry)
+        statement = f"insert or {otherwise} into quarantine ({', '.join(names)}) values ({', '.join('?' * len(values))})"
+        self._conn.execute(statement, values)
 
     def quarantined(self) -> dict[str, Quarantined]:
         """Tenants that stopped."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from appliers.catalog import Catalog
@@ -91,3 +93,22 @@ def test_a_partition_has_one_owner(tmp_path: Path) -> None:
     one.close()
     other.own([1])
     other.close()
+
+
+def test_columns_of_a_later_version_are_passed_over(tmp_path: Path) -> None:
+    """Whoever goes back to this version from a later one, which has widened its tables, reads and writes as before."""
+    state = State(tmp_path, LOG, 4)
+    place, entry = PartitionState(2, 77, 1, True, 500, 123), Quarantined("bad", 1, 5, "1:0/5:0", "RowMissing", "-", "-", 1)
+    state.save_partitions({2: place})
+    state.close()
+    with closing(sqlite3.connect(tmp_path / "state.db")) as conn, conn:
+        for table in ("partitions", "quarantine"):
+            conn.execute(f"alter table {table} add column later integer not null default 1")
+    again = State(tmp_path, LOG, 4)
+    assert again.partitions([2]) == {2: place}
+    moved = msgspec.structs.replace(place, offset=99)
+    again.save_partitions({2: moved})
+    again.quarantine(entry)
+    assert again.partitions([2]) == {2: moved}
+    assert again.quarantined() == {"bad": entry}
+    again.close()
