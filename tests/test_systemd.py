@@ -61,9 +61,10 @@ def test_systemd_reads_every_unit_and_finds_it_tight(readable: list[Path]) -> No
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("there is no systemd-analyze: apt-get install systemd")
-    done = subprocess.run([analyze, "verify", *readable], capture_output=True, text=True, check=False)
+    command = [analyze, "verify", *map(str, readable)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
     for unit in readable:
-        command = [analyze, "security", "--offline=true", f"--threshold={EXPOSURE}", "--no-pager", unit]
+        command = [analyze, "security", "--offline=true", f"--threshold={EXPOSURE}", "--no-pager", str(unit)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-300:]
