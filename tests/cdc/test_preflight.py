@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psycopg
@@ -274,14 +275,12 @@ def test_the_page_of_providers_quotes_what_check_says() -> None:
     """Each sentence that docs/providers.md puts into its mouth."""
     page = (Path(__file__).parent.parent.parent / "docs/providers.md").read_text()
     quoted = SAYS.findall(page)
-    sources = [
-        msgspec.structs.replace(SOUND, **other)
-        for other in (
-            {"backend_pids": (8, 8, 8)},
-            *({"wal_level": "replica", "provider": provider} for provider in ("rds", "cloudsql", "neon")),
-            *({"system": None, "may_replicate": False, "provider": provider} for provider in ("rds", "")),
-        )
+    others: list[dict[str, Any]] = [
+        {"backend_pids": (8, 8, 8)},
+        *({"wal_level": "replica", "provider": provider} for provider in ("rds", "cloudsql", "neon")),
+        *({"system": None, "may_replicate": False, "provider": provider} for provider in ("rds", "")),
     ]
+    sources = [msgspec.structs.replace(SOUND, **other) for other in others]
     said = [f"{finding.message}\n{finding.fix}" for source in sources for finding in amiss(source)]
     assert len(quoted) >= 7
     for text in quoted:

@@ -110,6 +110,7 @@ class _Run:
             "run files and spill": directory / ".headrace",
         }
         self._faults: Counter[str] = Counter()
+        self._bag: list[str] = []
         self._transactions = 0
 
     def play(self, postgres: str) -> Soak:
@@ -140,10 +141,11 @@ class _Run:
         """One shape of traffic after another, with a fault in each."""
         begun = time.monotonic()
         span = max(2.0, min(30.0, self._seconds / 12))
-        number = 0
+        number, shapes = 0, list[str]()
         while (at := time.monotonic() - begun) < self._seconds:
             run.assert_running()
-            shape = self._pick.choice(list(SHAPES))
+            shapes = shapes or self._pick.sample(list(SHAPES), len(SHAPES))
+            shape = shapes.pop()
             sessions = [
                 _Session(self._database.dsn, seed=self._seed + 100 * number + each, pause_s=pause_s)
                 for each, pause_s in enumerate(SHAPES[shape])
@@ -161,10 +163,15 @@ class _Run:
                 f"{time.monotonic() - begun:.0f} s: {shape}, {fault}, {self._transactions} transactions; {sampler.shown()}"
             )
 
+    def _draw(self, *, killing: bool) -> str:
+        """The next kind, in random order: none comes again before the others have."""
+        of_now = [f"{name} killed" for name in KILLED] + list(LIVED_THROUGH) if killing else list(LIVED_THROUGH)
+        self._bag = [kind for kind in self._bag if kind in of_now] or self._pick.sample(of_now, len(of_now))
+        return self._bag.pop()
+
     def _fault(self, run: Stage, *, killing: bool) -> str:
         """One fault; answers its name."""
-        kinds = [f"{name} killed" for name in KILLED] if killing and self._pick.random() < 0.5 else list(LIVED_THROUGH)
-        kind = self._pick.choice(kinds)
+        kind = self._draw(killing=killing)
         if kind == "cut off":
             for pid in backends_of(self.pipeline.conn, self._database.name):
                 self.pipeline.conn.execute("select pg_terminate_backend(%s)", [pid])
@@ -251,8 +258,8 @@ class _Sampler:
         """The last sample, in a few words."""
         last = self._found[-1] if self._found else {}
         memory = sum(value for series, value in last.items() if series.name.startswith("memory"))
-        disk = sum(value for series, value in last.items() if series.name.startswith("disk"))
-        return f"memory {memory:.0f} MiB, disk {disk:.0f} MiB"
+        disk = {series.name: value for series, value in last.items() if series.name.startswith("disk")}
+        return f"memory {memory:.0f} MiB, " + ", ".join(f"{name} {value:.0f} MiB" for name, value in disk.items())
 
 
 class _Readers:
