@@ -127,11 +127,13 @@ class Pipeline:
         **source: object,
     ) -> Path:
         """Write a configuration, by default the one that the processes find by themselves. `more`: keys of sections."""
-        log_table = msgspec.to_builtins(log or self.log)
+        # only what is not the default: an older version does not know every key
+        defaults = msgspec.to_builtins(LogConfig())
+        log_table = {key: value for key, value in msgspec.to_builtins(log or self.log).items() if value != defaults[key]}
         sections = {
             "source": {**self._source, **source},
-            "log": {key: value for key, value in log_table.items() if key != "kafka"},
-            "log.kafka": log_table["kafka"],
+            "log": {key: value for key, value in log_table.items() if not isinstance(value, dict)},
+            **{f"log.{key}": value for key, value in log_table.items() if isinstance(value, dict)},
             "replicas": {"path": str(self.root)},
             "apply": {"barrier_interval_s": 0.2},
             "snapshots": {},
