@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test faults torture lint types bench docs kafka lock clean
+.PHONY: help demo test faults torture soak lint types bench docs kafka lock clean
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -31,6 +31,9 @@ faults: $(READY) ## kill, cut and fill disks at length (KILLS=50 on each log, SE
 torture: $(READY) ## random tables, transactions and kills (SECONDS=600 on each log, SEED=n repeats a run)
 	HEADRACE_TORTURE_SECONDS=$(or $(SECONDS),600) HEADRACE_SEED=$(or $(SEED),$(shell echo $$RANDOM)) \
 		$(BIN)/python -m pytest tests/torture $(PYTEST_ARGS)
+
+soak: $(READY) ## everything for long, with faults, and what grows (SECONDS=1800, SEED=n); writes docs/soak.md
+	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),1800) $(if $(SEED),--seed $(SEED)) $(SOAK_ARGS)
 
 lint: $(READY) ## check style and format
 	$(BIN)/ruff check
