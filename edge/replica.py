@@ -60,7 +60,7 @@ class Guarding(Protocol):
 
 class Fleet:
     """A directory of replicas. A context manager, which closes it. Not safe for use from several threads, but for `path`,
-    `partition`, `reached` and `missing`."""
+    `partition`, `reached`, `reached_in` and `missing`."""
 
     def __init__(self, root: Path) -> None:
         """Raises ReplicasMissing, StateForeign, StorageUnavailable."""
@@ -87,7 +87,11 @@ class Fleet:
 
     def reached(self, tenant: str) -> tuple[Place, int]:
         """How far the tenant's partition is, and when the relay was there (Unix microseconds): (0, 0), 0 if nobody knows."""
-        found = self._progress.read(self.partition(tenant))
+        return self.reached_in(self.partition(tenant))
+
+    def reached_in(self, partition: int) -> tuple[Place, int]:
+        """The same of a partition."""
+        found = self._progress.read(partition)
         return (Place(0, 0), 0) if found is None else (Place(found.generation, found.lsn), found.time_us)
 
     @property
@@ -96,9 +100,11 @@ class Fleet:
         return self._progress.path
 
     def missing(self, tenant: str) -> Exception:
-        """Why there is no file: NotReady in a first copy, TenantUnknown otherwise."""
+        """Why there is no file: NotReady in a first copy and after a take-over, TenantUnknown otherwise."""
         with Directory(self.root) as directory:  # a connection of this moment, and of this thread
-            states = directory.partitions()
+            states, pending = directory.partitions(), directory.is_pending(tenant)
+        if pending:
+            return NotReady("The partition was taken over, and this replica is still to come", tenant=tenant)
         state = states.get(self.partition(tenant))
         if state is None or not state.ready:
             return NotReady("The first copy is under way", tenant=tenant)

@@ -2,6 +2,7 @@
 
     TimeTravel    D1's time travel: bookmarks of the past, and a database taken back to one; readers follow its pins
     Lifecycle     databases before their first row, and after their last
+    Elsewhere     where the tenants are that are not here (`edge.router`)
 
 Without one, the API answers that it has no such thing, in D1's shape.
 """
@@ -40,8 +41,20 @@ class Lifecycle(Protocol):
         """Nothing is left of it."""
 
 
+class Elsewhere(Protocol):
+    """Which tenants are not this machine's."""
+
+    def owner_of(self, partition: int) -> str | None:
+        """The URL of the edge beside the partition's owner; empty: it tells none; None: nobody has claimed it. Called in
+        threads. Raises HeadraceError."""
+
+    def region_of(self, tenant: str) -> str | None:
+        """The region that the tenant is placed in by name, when it is not this one."""
+
+
 class Seams(NamedTuple):
     """All of them."""
 
     time_travel: TimeTravel | None = None
     lifecycle: Lifecycle | None = None
+    elsewhere: Elsewhere | None = None

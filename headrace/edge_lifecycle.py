@@ -13,6 +13,7 @@ from appliers.reader import Directory
 from edge.d1_errors import D1Error
 from edge.seams import Seams
 from headrace.config import Config
+from headrace.edge_elsewhere import OtherMachines
 from headrace.edge_time_travel import PastOfReplicas
 from headrace.errors import CommandError
 from headrace.lifecycle import delete
@@ -52,4 +53,5 @@ def make_seams(config: Config) -> Seams:
     return Seams(
         time_travel=PastOfReplicas(config) if config.snapshots.url else None,
         lifecycle=SourceLifecycle(config) if source.dsn or source.dsn_file else None,
+        elsewhere=OtherMachines(config) if config.edge.route != "off" or config.edge.regions else None,
     )
