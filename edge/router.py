@@ -96,10 +96,12 @@ class Router:
                 if await self._is_here(partition, again=True):
                     return await handle(request)
                 raise _misdirected() if HOP in request.headers else _moving()
+            if self._config.route == "redirect":  # of which nobody tells us whether it was right: so each is looked up
+                if await self._is_here(partition, again=True):
+                    return await handle(request)
+                return _redirect(request, await self._owner(partition))
             if await self._is_here(partition):
                 return await handle(request)
-            if self._config.route == "redirect":
-                return _redirect(request, await self._owner(partition))
             return await self._pass_on(request, handle, partition)
 
         return handled
