@@ -191,11 +191,15 @@ class Directory:
         try:
             self._state = open_read_only(path)
             ours = self._state.pragma("application_id") == STATE_ID
+            begun = ours or self._state.execute("select 1 from sqlite_schema").get
             meta = dict(_rows(self._state.execute("select name, value from meta"))) if ours else {}
         except (ReplicaForeign, apsw.NotADBError):
             raise StateForeign("state.db is not an SQLite file", path=str(path)) from None
         except apsw.Error as error:
             raise storage_error(error, path) from error
+        if not begun:  # by an applier, at this moment
+            self._state.close()
+            raise ReplicasMissing("No replicas here yet", path=str(root))
         if not meta:
             self._state.close()
             raise StateForeign("state.db is not Headrace's", path=str(path))

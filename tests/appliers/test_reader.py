@@ -130,6 +130,13 @@ def test_a_directory_without_replicas_is_an_error(tmp_path: Path) -> None:
         Directory(tmp_path)
 
 
+def test_a_state_in_the_making_is_none_yet(tmp_path: Path) -> None:
+    """A reader that comes while a first applier makes the directory is told to wait, not that it is somebody else's."""
+    (tmp_path / "state.db").touch()
+    with pytest.raises(ReplicasMissing):
+        Directory(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["text", "other database", "other application"])
 def test_a_foreign_state_is_refused(tmp_path: Path, kind: str) -> None:
     """A `state.db` that Headrace did not make is refused, and left as it is."""
