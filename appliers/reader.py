@@ -190,16 +190,17 @@ class Directory:
             raise ReplicasMissing("No replicas here", path=str(root))
         try:
             self._state = open_read_only(path)
+            # an applier makes all of it in one transaction, so what is asked first must be what comes with it
+            being_made = not self._state.execute("select count(*) from sqlite_schema").get
             ours = self._state.pragma("application_id") == STATE_ID
-            begun = ours or self._state.execute("select 1 from sqlite_schema").get
             meta = dict(_rows(self._state.execute("select name, value from meta"))) if ours else {}
         except (ReplicaForeign, apsw.NotADBError):
             raise StateForeign("state.db is not an SQLite file", path=str(path)) from None
         except apsw.Error as error:
             raise storage_error(error, path) from error
-        if not begun:  # by an applier, at this moment
+        if being_made:
             self._state.close()
-            raise ReplicasMissing("No replicas here yet", path=str(root))
+            raise ReplicasMissing("The first applier is about to make the replicas", path=str(root))
         if not meta:
             self._state.close()
             raise StateForeign("state.db is not Headrace's", path=str(path))

@@ -6,12 +6,16 @@ Step 6. Invariant: after the last news a status is told, even if nothing follows
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
 from appliers.state import PartitionState
 from cdc.lsn import format_lsn
+
+VISIBLE_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0)
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -50,6 +54,13 @@ class WorkerStatus(msgspec.Struct):
     """Tenants that have changed since their last snapshot."""
     published_ms: int | None = None
     """When (Unix milliseconds) the oldest of the newest manifests was published; 0: a partition has none yet."""
+    history_waits_ms: int | None = None
+    """When (Unix milliseconds) the first record came that is not in the object store's history yet; None: there is none."""
+    stored_bytes: int = 0
+    """Written to the object store."""
+    visible_counts: list[int] = msgspec.field(default_factory=lambda: [0] * (len(VISIBLE_BOUNDS_S) + 1))
+    """Commits by their lag: below or at each of `VISIBLE_BOUNDS_S` and above the one before, and above all."""
+    visible_sum_ms: float = 0.0
     places: list[PartitionState] = []
     """Where each partition is, not yet durable."""
 
@@ -90,6 +101,7 @@ class Teller:
             ordered = sorted(self._lags)
             status.lag_p50_ms = round(ordered[len(ordered) // 2], 3)
             status.lag_p99_ms = round(ordered[int(len(ordered) * 0.99)], 3)
+            self._count(ordered)
             self._lags.clear()
         slowest = min(partitions.values(), key=lambda s: s.lsn, default=None)
         if slowest is not None:
@@ -97,3 +109,14 @@ class Teller:
         status.partitions = len(partitions)
         status.places = list(partitions.values())
         self._on_status(status)
+
+    def _count(self, ordered: Sequence[float]) -> None:
+        """A second's lags at once, in order: a search for each bound, and nothing for each commit."""
+        status = self.status
+        status.visible_sum_ms += sum(ordered)
+        before = 0
+        for number, bound_s in enumerate(VISIBLE_BOUNDS_S):
+            below = bisect_right(ordered, bound_s * 1000)
+            status.visible_counts[number] += below - before
+            before = below
+        status.visible_counts[-1] += len(ordered) - before

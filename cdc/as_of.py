@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import psycopg
@@ -94,9 +94,10 @@ def source_as_of(
     """The source as it is now. `watch` is told of each connection before it may wait, so that another thread can cancel it.
 
     Raises SourceError: also when transactions that run do not end within `timeout_s`."""
-    with connect(dsn, application_name="headrace-as-of") as conn:
+    # psycopg's own `with` commits at the end, and what a connection says that was cut meanwhile would be no error of ours
+    with closing(connect(dsn, application_name="headrace-as-of")) as conn:
         watch(conn)
-        with connect_replication(dsn, application_name="headrace-as-of") as replication:
+        with closing(connect_replication(dsn, application_name="headrace-as-of")) as replication:
             watch(replication)
             name = f"headrace_as_of_{secrets.token_hex(6)}"
             slot = create_slot(replication, conn, name, timeout_s, temporary=True)

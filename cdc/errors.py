@@ -3,8 +3,9 @@
     HeadraceError                 message, hint (command or SQL that fixes it), disposition, typed context
       SourceError                 Postgres: connection, slot, publication, rights
         SourceUnavailable         (retry) connection refused, cut, server shutting down
+          StreamStalled           (retry) the connection is there, and nothing comes
         SourceMisconfigured       wal_level, rights, settings: preflight findings
-        SlotMissing SlotInUse SlotInvalidated SlotAhead SourceReplaced
+        SlotMissing SlotInUse SlotInvalidated SlotAhead SlotGivenUp SourceReplaced
         PublicationMissing
         CopyFailed                the first snapshot could not be read
       DecodeError                 bytes from the slot that break the protocol
@@ -74,6 +75,15 @@ class SourceUnavailable(SourceError):
     default_hint = "Check that Postgres runs and that `source.dsn` points to it, not to a connection pooler."
 
 
+class StreamStalled(SourceUnavailable):
+    """The replication connection is there, the server goes on, and not even an answer that was asked for has come."""
+
+    default_hint = (
+        "The relay connects again by itself. If it comes back: something between it and Postgres (a proxy, a NAT, a "
+        "firewall) keeps connections open that it no longer serves."
+    )
+
+
 class SourceConfused(SourceError):
     """An internal error of Postgres (XX000): one of its processes met the catalog in the midst of a change. Worth trying
     again, without streaming of transactions that may yet be rolled back."""
@@ -120,6 +130,15 @@ class SlotAhead(SourceError):
     default_hint = (
         "The slot was confirmed past the end of this log: is it the right log? "
         "If so, `headrace recover` makes a new slot and brings what differs; "
+        "`headrace relay --new-generation` copies everything afresh."
+    )
+
+
+class SlotGivenUp(SourceError):
+    """Headrace itself dropped the slot, because it held more WAL than `source.drop_slot_above_bytes` allows."""
+
+    default_hint = (
+        "Mend what kept the relay from reading, then `headrace recover` makes a new slot and brings what differs; "
         "`headrace relay --new-generation` copies everything afresh."
     )
 

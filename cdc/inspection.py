@@ -121,6 +121,11 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     trigger: TriggerState = TriggerState.MISSING
     filters: Mapping[tuple[str, str], RowFilter] = {}
     """(schema, table) -> the row filter that the publication has."""
+    standbys: int = 0
+    """That stream from this server."""
+    physical_slots: tuple[str, ...] = ()
+    synchronized_standby_slots: str = ""
+    """The standbys that must have a change before we may (PostgreSQL 17 on)."""
 
 
 _SERVER = """
@@ -141,7 +146,13 @@ from pg_roles r where r.rolname = current_user
 _SETTINGS = """
 select name, setting from pg_settings
 where name in ('wal_level', 'max_wal_senders', 'max_replication_slots', 'wal_sender_timeout', 'max_slot_wal_keep_size',
-               'idle_replication_slot_timeout')
+               'idle_replication_slot_timeout', 'synchronized_standby_slots')
+"""
+
+_STANDBYS = """
+select (select count(*) from pg_stat_replication r where not exists
+        (select from pg_replication_slots s where s.active_pid = r.pid and s.slot_type = 'logical')),
+       array(select slot_name::text from pg_replication_slots where slot_type = 'physical' order by 1)
 """
 
 _PUBLICATION = """
@@ -187,6 +198,7 @@ def inspect_source(dsn: str, slot: str, publication: str) -> Source:
         assert row is not None
         version, version_num, in_recovery, encoding, role, superuser, may, provider, senders, slots = row
         settings = dict(conn.execute(_SETTINGS).fetchall())
+        standbys, physical = conn.execute(_STANDBYS).fetchall()[0]
         pids = tuple(int(conn.execute("select pg_backend_pid()").fetchall()[0][0]) for _ in range(3))
         source = Source(
             host=str(conninfo_to_dict(dsn).get("host") or ""),
@@ -216,6 +228,9 @@ def inspect_source(dsn: str, slot: str, publication: str) -> Source:
             tables=tuple(read_tables(conn, publication)),
             trigger=inspect_trigger(conn, publication),
             filters=read_filters(conn, publication),
+            standbys=standbys,
+            physical_slots=tuple(physical),
+            synchronized_standby_slots=settings.get("synchronized_standby_slots", ""),
         )
     try:
         with connect_replication(dsn, application_name="headrace-check") as replication:

@@ -15,7 +15,7 @@ import msgspec
 
 from cdc.ddl_trigger import TriggerState
 from cdc.inspection import Publication, Source, Table
-from cdc.slot import Slot, SlotState
+from cdc.slot import FAILOVER_FROM, Slot, SlotState
 
 OPERATIONS = ("insert", "update", "delete", "truncate")
 
@@ -81,6 +81,8 @@ def source_findings(source: Source, tables: Iterable[Table]) -> list[Finding]:
         *_publication(source),
         *_rights(source, tables),
         _slot(source.slot),
+        *_failover(source),
+        *_provider(source),
         _trigger(source.trigger),
     ]
 
@@ -262,6 +264,45 @@ def _slot(slot: Slot) -> Finding:
     if slot.wal_status == "unreserved":
         return warning("slot", f"{kept}: the server is about to remove it", "Start the relay now: `headrace relay`.")
     return ok("slot", kept)
+
+
+def _failover(source: Source) -> Iterator[Finding]:
+    """Whether the slot would be on the standby that takes over."""
+    check, slot = "failover", source.slot
+    if not source.standbys and not source.physical_slots:
+        yield ok(check, "no standby streams from this server")
+        return
+    if source.version_num < FAILOVER_FROM:
+        yield ok(check, "before PostgreSQL 17 a standby has no slot: after a failover, `headrace recover`")
+        return
+    if slot.failover is False:
+        yield warning(
+            check,
+            f"{slot.name} was made without `failover`: the standby that takes over does not have it",
+            "With the relay stopped, on a replication connection (psql 'dbname=... replication=database'): "
+            f"ALTER_REPLICATION_SLOT {identifier(slot.name)} (FAILOVER true);",
+        )
+    if not source.synchronized_standby_slots:
+        names = ", ".join(source.physical_slots) or "STANDBY_SLOT"
+        yield warning(
+            check,
+            "synchronized_standby_slots is empty: replicas may get what the standby that takes over never had",
+            "On each standby: alter system set sync_replication_slots = on; with primary_slot_name, hot_standby_feedback "
+            f"and a dbname in primary_conninfo. Here: alter system set synchronized_standby_slots = '{names}'; "
+            "select pg_reload_conf();",
+        )
+    elif slot.failover is not False:
+        yield ok(check, f"standbys have every change first: {source.synchronized_standby_slots}")
+
+
+def _provider(source: Source) -> Iterator[Finding]:
+    if source.provider == "neon":
+        yield warning(
+            "provider",
+            "Neon removes a slot that is inactive for about 40 hours while another one is active, and all slots of a branch "
+            "that is restored; while the relay reads, the compute does not scale to zero",
+            "Keep the relay running, alert on HeadraceRelayDown. After a removal or a restore: `headrace recover`.",
+        )
 
 
 def _trigger(state: TriggerState) -> Finding:

@@ -1,7 +1,7 @@
 """The replication slot: its state, creation with an exported snapshot, removal.
 
 Postgres keeps WAL for the slot until we confirm it, so a slot is made only when somebody will read it, and
-its states are told apart (cases.md T8-T11, T27, T28), never folded into "does not work".
+its states are told apart (cases.md T8-T11, T27, T28), never folded into "does not work". Who watches it is `cdc.slot_watch`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import enum
 import select
 import time
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import psycopg
@@ -19,6 +19,9 @@ from psycopg import sql
 from cdc.connection import translate, translated
 from cdc.errors import SlotInUse, SourceError
 from cdc.lsn import Lsn, parse_lsn
+
+FAILOVER_FROM: Final = 170000
+"""The server version from which a slot may be synchronized to standbys."""
 
 
 class SlotState(enum.Enum):
@@ -44,6 +47,13 @@ class Slot(msgspec.Struct, frozen=True):
     retained_bytes: int | None = None
     safe_wal_size: int | None = None
     lag_bytes: int | None = None
+    failover: bool | None = None
+    """Whether standbys may have it too (PostgreSQL 17 on); None where there is no such thing."""
+
+    @property
+    def wal_lsn(self) -> Lsn | None:
+        """Where the server was when it was asked; None where the slot does not say."""
+        return None if self.lag_bytes is None else Lsn(self.confirmed_flush_lsn + self.lag_bytes)
 
 
 class SystemIdentity(msgspec.Struct, frozen=True):
@@ -79,14 +89,15 @@ def inspect_slot(conn: psycopg.Connection[Any], name: str) -> Slot:
             select plugin = 'pgoutput' and database = current_database(), active_pid, confirmed_flush_lsn::text,
                    restart_lsn::text, coalesce(wal_status, ''), safe_wal_size,
                    pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint,
-                   pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint
-            from pg_replication_slots where slot_name = %s
+                   pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint,
+                   (to_jsonb(s) ->> 'failover')::boolean
+            from pg_replication_slots s where slot_name = %s
             """,
             (name,),
         ).fetchone()
     if row is None:
         return Slot(name, SlotState.MISSING)
-    ours, pid, confirmed, restart, wal_status, safe, retained, lag = row
+    ours, pid, confirmed, restart, wal_status, safe, retained, lag, failover = row
     if not ours:
         state = SlotState.FOREIGN
     elif wal_status == "lost":
@@ -105,6 +116,7 @@ def inspect_slot(conn: psycopg.Connection[Any], name: str) -> Slot:
         retained,
         safe,
         lag,
+        failover,
     )
 
 
@@ -115,16 +127,19 @@ def create_slot(
     timeout_s: float = 60.0,
     *,
     temporary: bool = False,
+    failover: bool = False,
 ) -> CreatedSlot:
-    """Make the slot and export its snapshot. `temporary`: it ends with the connection.
+    """Make the slot and export its snapshot. `temporary`: it ends with the connection. `failover`: standbys may have it too,
+    where the server can (PostgreSQL 17 on).
 
     Postgres waits for every transaction that was running; when that takes longer than `timeout_s`, the error names
     the oldest of them. Raises SlotInUse when the name is taken, SourceError.
     """
     pgconn = replication.pgconn
     lifetime = sql.SQL(" TEMPORARY" if temporary else "")
-    statement = sql.SQL("CREATE_REPLICATION_SLOT {}{} LOGICAL pgoutput EXPORT_SNAPSHOT").format(
-        sql.Identifier(name), lifetime
+    more = sql.SQL(", FAILOVER" if failover and replication.info.server_version >= FAILOVER_FROM else "")
+    statement = sql.SQL("CREATE_REPLICATION_SLOT {}{} LOGICAL pgoutput (SNAPSHOT 'export'{})").format(
+        sql.Identifier(name), lifetime, more
     )
     pgconn.send_query(statement.as_bytes(replication))
     deadline = time.monotonic() + timeout_s

@@ -48,6 +48,8 @@ class ReplicationStream:
         """wal_end of the last keepalive: everything that committed before it has been sent."""
         self.received_lsn = Lsn(0)
         self.reply_requested = False
+        self.heard_at = time.monotonic()
+        """When the server last sent anything, keepalives among it."""
         self._skipped = ""
         connection.add_notice_handler(self._notice)
         self.drained = True
@@ -88,6 +90,7 @@ class ReplicationStream:
         if result is None or result.status != pq.ExecStatus.COPY_BOTH:
             raise self._failure(result)
         self._pgconn.nonblocking = 1
+        self.heard_at = time.monotonic()
         return float(row[0]) if row else 0.0
 
     def fileno(self) -> int:
@@ -119,6 +122,7 @@ class ReplicationStream:
                     self.keepalive_lsn = Lsn(lsn)
                     self.received_lsn = max(self.received_lsn, self.keepalive_lsn)
                     self.reply_requested |= bool(reply)
+                    self.heard_at = time.monotonic()
                 else:
                     raise MalformedMessage("A message that is neither data nor keepalive", kind=data[0])
             elif length == 0:
@@ -134,6 +138,7 @@ class ReplicationStream:
         self.drained = taken < max_bytes
         if last is not None:
             self.received_lsn = max(self.received_lsn, Lsn(_wal_end(last, 9)[0]))
+            self.heard_at = time.monotonic()
         return frames
 
     def confirm(self, feedback: Feedback, *, ask_reply: bool = False) -> bool:

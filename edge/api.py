@@ -29,6 +29,7 @@ from appliers.reader import Directory
 from cdc.errors import HeadraceError
 from edge import openapi, rendering
 from edge.analytics import Analytics, in_graphql_form
+from edge.counts import Counts
 from edge.d1_errors import D1Error
 from edge.databases import Databases
 from edge.door import JSON, Door, Handler, Refusal, in_envelope
@@ -52,6 +53,7 @@ class Api:
     def __init__(self, options: EdgeOptions, seams: Seams | None = None) -> None:
         self._config = options.config
         self._root = Path(options.root)
+        self._counts_in = options.counts
         self._seams = seams or Seams()
 
     def application(self) -> Starlette:
@@ -63,9 +65,10 @@ class Api:
     async def _lifespan(self, application: Starlette) -> AsyncIterator[None]:
         config = self._config
         cap_memory(config)
-        door = Door(config)
+        counts = Counts(self._counts_in)
+        door = Door(config, counts)
         with Fleet(self._root) as fleet:
-            pool, usage = Pool(fleet, config), Usage(config.usage)
+            pool, usage = Pool(fleet, config, counts), Usage(config.usage)
             exports, names = Exports(fleet, Path(config.exports)), Names(fleet)
             door.names = names
             queries = Queries(config, door, pool, usage)

@@ -10,6 +10,7 @@ Invariant: a database that a token may not see is answered as one that is not th
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ from starlette.responses import Response
 from cdc.errors import HeadraceError
 from edge import rendering, requests
 from edge.audit import Audit
+from edge.counts import Counts
 from edge.d1_errors import D1Error, not_found, of_ours
 from edge.names import Names
 from edge.settings import EdgeConfig
@@ -45,8 +47,9 @@ def in_envelope(request: Request, error: D1Error) -> Response:
 class Door:
     """One process'."""
 
-    def __init__(self, config: EdgeConfig) -> None:
+    def __init__(self, config: EdgeConfig, counts: Counts) -> None:
         self._config = config
+        self._counts = counts
         self.tokens = TokenFile(Path(config.tokens))
         self.audit = Audit(config.audit)
         self.names: Names | None = None
@@ -55,10 +58,19 @@ class Door:
     def guarded(self, handle: Handler, refuse: Refusal = in_envelope) -> Handler:
         """Every refusal in D1's envelope; a defect of ours is told in the log, and by its name alone to the client."""
 
+        counts = self._counts
+
+        async def counted(request: Request) -> Response:
+            begun = time.perf_counter()
+            response = await handled(request)
+            counts.answered(response.status_code, time.perf_counter() - begun)
+            return response
+
         async def handled(request: Request) -> Response:
             try:
                 return await handle(request)
             except D1Error as error:
+                counts.refused(error.message, error.status)
                 return refuse(request, error)
             except HeadraceError as error:
                 refusal = of_ours(error, str(request.path_params.get("database", "")))
@@ -69,7 +81,7 @@ class Door:
                 log.exception("request failed", error=type(error).__name__)
                 return refuse(request, D1Error(f"internal error; reference = {type(error).__name__}", status=500))
 
-        return handled
+        return counted
 
     def access(self, request: Request, *, admin: bool = False) -> Access:
         """Who asks. Raises D1Error."""

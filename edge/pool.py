@@ -26,6 +26,7 @@ import apsw
 
 from cdc.errors import HeadraceError
 from edge.bookmark import parse_place
+from edge.counts import Counts
 from edge.d1_errors import CPU, MEMORY, QUEUE_FULL, QUEUE_SLOW, D1Error, of_ours
 from edge.reader import wait_until
 from edge.replica import Fleet, Replica
@@ -111,8 +112,9 @@ class _Tenant:
 class Pool:
     """One process' replicas. To be made and used within its event loop."""
 
-    def __init__(self, fleet: Fleet, config: EdgeConfig) -> None:
+    def __init__(self, fleet: Fleet, config: EdgeConfig, counts: Counts) -> None:
         self.fleet = fleet
+        self._counts = counts
         self._config = config
         self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
         self._open = 0
@@ -211,6 +213,7 @@ class Pool:
             pass
         session = Session(self.fleet, tenant, self._config, self._watchdog)
         self._open += 1
+        self._counts.opened(self._open)
         return session
 
     def _give(self, tenant: str, session: Session) -> None:
@@ -222,6 +225,7 @@ class Pool:
             if state.idle:
                 state.idle.pop().close()
                 self._open -= 1
+                self._counts.opened(self._open)
                 if not state.idle and not state.waiting and not state.running.locked():
                     del self._tenants[tenant]
                 return True

@@ -77,3 +77,5 @@ class EdgeOptions(msgspec.Struct, frozen=True, kw_only=True):
     root: str
     """`replicas.path`."""
     config: EdgeConfig = EdgeConfig()
+    counts: str = ""
+    """A directory in which workers count requests (`edge.counts`). Empty: nobody asks."""

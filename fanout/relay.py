@@ -10,7 +10,8 @@ partition before Postgres is told that LSN, so the log always knows at least as 
 
 One thread. It waits on the replication socket, the log's wake-up and the stop signal, never on a full log alone:
 feedback goes out on time while the log takes nothing (cases.md T12). What has to be read from tables again is read by
-another thread (`cdc.refill_reader`), which puts its place into the stream; this one never waits for it.
+another thread (`cdc.refill_reader`), which puts its place into the stream; a third looks at the slot (`cdc.slot_watch`).
+This one never waits for them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -36,9 +37,11 @@ from cdc.facts_sender import FactsSender
 from cdc.feedback import Feedback
 from cdc.inspection import read_tables
 from cdc.lsn import Lsn, format_lsn
+from cdc.own_sessions import end_stale, own_session
 from cdc.publication import PublishedTable, published_tables, require_publication
 from cdc.row_filters import read_filters
 from cdc.slot import SystemIdentity, create_slot, drop_slot, identify_system, inspect_slot
+from cdc.slot_watch import SlotWatch
 from cdc.spill import DEFAULT_MEMORY_BYTES, SpillArea
 from cdc.stream import ReplicationStream
 from cdc.transaction import Assembler
@@ -68,6 +71,9 @@ class RelayStatus(msgspec.Struct):
     received_lsn: str = "0/0"
     appended_lsn: str = "0/0"
     durable_lsn: str = "0/0"
+    progress_time_us: int = 0
+    """When the last Progress record was made."""
+    received_bytes: int = 0
     transactions: int = 0
     rows: int = 0
     skipped_rows: int = 0
@@ -96,6 +102,10 @@ class RelayOptions(msgspec.Struct, frozen=True, kw_only=True):
     copy_workers: int = 2
     refill_share: float = 1.0
     slot_timeout_s: float = 60.0
+    failover: bool = False
+    """Make the slot so that standbys may have it too, where the server can."""
+    stall_timeout_s: float = 0.0
+    """0: a stream from which nothing comes is never given up. Needs a `watch`."""
     progress_interval_s: float = 1.0
     read_bytes: int = 1 << 20
     commit_bytes: int = 16 << 20
@@ -115,8 +125,10 @@ class Relay:
         writer: LogWriter,
         reader: LogReader,
         on_status: Callable[[RelayStatus], None] = lambda _: None,
+        watch: SlotWatch | None = None,
     ) -> None:
         self._options = options
+        self._watch = watch
         self._tenancy = tenancy
         self._writer = writer
         self._reader = reader
@@ -144,10 +156,12 @@ class Relay:
         """Copy if needed, then stream until `stop`. Raises SourceError, DecodeError, RouteError, LogError."""
         options = self._options
         with (
-            connect(options.dsn, application_name="headrace-relay") as control,
+            own_session() as name,
+            connect(options.dsn, application_name=name) as control,
             # psycopg's own `with` would try to roll back, which a stream does not understand
-            closing(connect_replication(options.dsn, application_name="headrace-relay")) as replication,
+            closing(connect_replication(options.dsn, application_name=name)) as replication,
         ):
+            self._end_stale(control, replication)
             self._lock(control)
             system = identify_system(replication)
             require_publication(control, options.publication)
@@ -188,6 +202,12 @@ class Relay:
                 with closing(refilling), closing(sender) as facts:
                     self._stream(replication, router, refilling, facts, system, Feedback(confirmed))
 
+    def _end_stale(self, control: psycopg.Connection[Any], replication: psycopg.Connection[Any]) -> None:
+        used = (control.info.backend_pid, replication.info.backend_pid)
+        ended = end_stale(control, self._options.slot, used)
+        if self._watch is not None:
+            self._watch.ended_sessions += len(ended)
+
     def _lock(self, control: psycopg.Connection[Any]) -> None:
         """One relay a slot, also while the slot is not being read: during the copy."""
         with translated(self._options.slot):
@@ -220,7 +240,7 @@ class Relay:
         failpoints.hit("relay.copy-begun")
         if start.drop_slot:
             drop_slot(control, slot)
-        created = create_slot(replication, control, slot, self._options.slot_timeout_s)
+        created = create_slot(replication, control, slot, self._options.slot_timeout_s, failover=self._options.failover)
         failpoints.hit("relay.copy-slot-made")
         point = created.consistent_point
         log.info("copying", slot=slot, generation=start.generation, consistent_point=format_lsn(point))
@@ -285,12 +305,15 @@ class Relay:
         reached = max(feedback.durable, self._since)
         progress = envelope.encode(self._progress(self.status.generation, reached, system, refilling.refills.pending()))
         marked = max(feedback.durable, self._since - 1)
-        session = _Session(stream, feedback, refilling, facts, interval_s, marked, progress)
+        # a walsender that decodes hears what it is asked within half its timeout
+        stall_s = max(options.stall_timeout_s, sender_timeout_s) if options.stall_timeout_s else 0.0
+        session = _Session(stream, feedback, refilling, facts, interval_s, stall_s, marked, progress)
         spills = SpillArea(options.spill_path, options.spill_memory_bytes)
         assembler = Assembler(options.part_bytes, spills, message_prefix=MESSAGE_PREFIX)
         self.status.phase = "streaming"
         whole = True
-        with closing(spills):
+        watched = self._watch.reading(replication.info.backend_pid) if self._watch is not None else nullcontext()
+        with closing(spills), watched:
             try:
                 while not self._stopping:
                     self._turn(session, assembler, router, system)
@@ -307,6 +330,8 @@ class Relay:
         self._wait(session, reading=True)
         frames = stream.read(self._options.read_bytes)
         failpoints.hit("relay.1-read")
+        if not frames and self._watch is not None:
+            self._watch.check_stream(stream.received_lsn, stream.heard_at, session.stall_s)
         for transaction in assembler.feed(frames):
             failpoints.hit("relay.2-assembled")
             if transaction.commit_lsn < self._since:
@@ -335,7 +360,9 @@ class Relay:
             # all frames before the keepalive went through the assembler, and nothing is open
             feedback.append(stream.keepalive_lsn)
         feedback.hold(assembler.prepared)
-        session.uncommitted_bytes += sum(map(len, frames))
+        read = sum(map(len, frames))
+        self.status.received_bytes += read
+        session.uncommitted_bytes += read
         if session.uncommitted_bytes and (stream.drained or session.uncommitted_bytes >= self._options.commit_bytes):
             # behind, larger commits save work in the log and let appliers put more rows into one of theirs
             self._writer.commit()
@@ -461,8 +488,10 @@ class Relay:
         if news:
             feedback.made_durable(Lsn(durable))
             failpoints.hit("relay.5-durable")
-        if news or stream.reply_requested or time.monotonic() >= session.feedback_due:
-            if stream.confirm(feedback):
+        now = time.monotonic()
+        if news or stream.reply_requested or now >= session.feedback_due:
+            # of a server that is silent an answer is asked for: then silence is a sign
+            if stream.confirm(feedback, ask_reply=now - stream.heard_at >= session.feedback_interval_s):
                 session.feedback_due = time.monotonic() + session.feedback_interval_s
                 failpoints.hit("relay.6-confirmed")
             self._report(feedback)
@@ -486,11 +515,12 @@ class Relay:
     def _progress(
         self, generation: int, lsn: int, system: SystemIdentity, refills: Sequence[envelope.Refill] = ()
     ) -> Progress:
+        self.status.progress_time_us = time.time_ns() // 1000
         return Progress(
             generation,
             lsn,
             self._relay,
-            time.time_ns() // 1000,
+            self.status.progress_time_us,
             system.system_id,
             system.timeline,
             self._options.slot,
@@ -518,6 +548,8 @@ class _Session(msgspec.Struct):
     refilling: Refilling
     facts: FactsSender
     feedback_interval_s: float
+    stall_s: float
+    """After so long a silence the stream is given up; 0: never."""
     marked: int
     """The LSN of the last Progress record appended."""
     progress: bytes

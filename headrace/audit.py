@@ -10,13 +10,18 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from headrace.config import Config
+from headrace.metrics import serving
 from headrace.stages import Runner, Stage
 from headrace.status_file import AuditStatus, StatusFile
 from headrace.verify import Wanted, verify
+
+if TYPE_CHECKING:
+    from headrace.metrics.samples import Samples
 
 _MOST_SHOWN = 20
 
@@ -79,7 +84,20 @@ def run_audit(config: Config, *, every_s: float, sample: int, rate: float) -> No
     """Until a signal. Raises HeadraceError."""
     status_file = StatusFile(Path(config.run.path), "audit", stage="audit")
 
-    def attempt(run: Callable[[Stage], None]) -> None:
-        run(Audit(config, status_file, every_s=every_s, sample=sample, rate=rate))
+    runner = Runner(config.run.retry_s, status_file)
+    latest = AuditStatus()
 
-    Runner(config.run.retry_s, status_file).run(attempt)
+    def attempt(run: Callable[[Stage], None]) -> None:
+        nonlocal latest
+        audit = Audit(config, status_file, every_s=every_s, sample=sample, rate=rate)
+        latest = audit.status
+        run(audit)
+
+    def fill(samples: Samples) -> None:
+        from headrace.metrics.samples import fill_audit
+
+        fill_audit(samples, latest, runner.phase(latest.phase))
+        samples.add_errors("audit", runner.errors)
+
+    with serving(config, "audit", fill):
+        runner.run(attempt)

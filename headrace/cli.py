@@ -101,14 +101,10 @@ def run(
     log_level: LogLevelOption = LogLevel.INFO,
 ) -> None:
     """Run relay and appliers on this machine, with `edge.enabled` also the HTTP API, and start again what dies."""
-    from headrace.supervisor import children, edge_child, supervise
+    from headrace.run_command import run_all
 
     output.configure_logging(level=log_level, stage="supervisor")
-    loaded = load(config)
-    groups = children(config, loaded.apply.appliers, log_level, loaded.instance() if loaded.apply.group else None)
-    if loaded.edge.enabled:
-        groups.insert(0, [edge_child(config, log_level)])
-    supervise(groups, longest_pause_s=loaded.run.retry_s, stop_s=stop_timeout)
+    run_all(load(config), config, log_level, stop_s=stop_timeout)
 
 
 @app.command()

@@ -14,7 +14,7 @@ import socket
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -54,6 +54,18 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How long making the slot may wait for older transactions of the source before it is an error."""
     progress_interval_s: Positive = 1.0
     """How often the relay tells every partition how far it is, and Postgres what it may forget."""
+    watch_interval_s: Positive = 10.0
+    """How often the relay looks, on a connection of its own, at what the server keeps for the slot."""
+    heartbeat_s: Annotated[float, Meta(ge=0)] = 10.0
+    """How often the relay writes an empty logical message, while nothing else moves the slot; 0: never."""
+    stall_timeout_s: Annotated[float, Meta(ge=0)] = 120.0
+    """After so long without a sign of life from a server that goes on, the relay connects again; not before
+    `wal_sender_timeout` is over. 0: never."""
+    drop_slot_above_bytes: Annotated[int, Meta(ge=0)] = 0
+    """For a server without `max_slot_wal_keep_size`: drop the slot when more WAL than this is kept for it, before the disk
+    is full and the database stops. `headrace recover` is the way back. 0: never."""
+    failover: bool = True
+    """Make the slot so that a standby may have it too, where the server can (PostgreSQL 17 on)."""
     streaming: bool = True
     """Take large transactions while they run. Without, Postgres keeps each on its own disk until it commits."""
     spill_path: str = ""
@@ -145,6 +157,48 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Longest wait between two attempts after an error worth retrying. The first wait is half a second."""
 
 
+Address = Annotated[str, Meta(pattern=r"^$|^(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):[0-9]{1,5}$")]
+
+
+class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where processes answer Prometheus (`docs/metrics.md`): `host:port`, without encryption or tokens."""
+
+    listen: Address = ""
+    """Of a process that runs one stage; empty: it does not. Under `headrace run` it is `run`'s own, and its processes have
+    the ports behind it: the relay the next, the edge the second, appliers the third and on."""
+    relay: Address = ""
+    """The relay's, in place of that."""
+    applier: Address = ""
+    """The appliers', in place of that: of the first on this machine; the others have the ports behind it."""
+    edge: Address = ""
+    """The edge's, in place of that."""
+    audit: Address = ""
+    """The audit's, in place of that."""
+
+    def address(self, stage: Literal["run", "relay", "applier", "edge", "audit"], number: int = 1) -> tuple[str, int] | None:
+        """Host and port of a process of this stage, the `number`th on this machine; None: it does not answer."""
+        own = "" if stage == "run" else getattr(self, stage)
+        if not own and not self.listen:
+            return None
+        return _address(own, number - 1) if own else _address(self.listen, 0)
+
+    def behind(self, place: int) -> str:
+        """`listen` of a process that `run` starts; empty without."""
+        if not self.listen:
+            return ""
+        host, port = _address(self.listen, place)
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+METRICS_OFF: Final = {f"{PREFIX}METRICS_{name.upper()}": "" for name in MetricsConfig.__struct_fields__}
+"""The environment of processes that work for a while beside those that are asked, whose addresses they must not take."""
+
+
+def _address(text: str, further: int) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port) + further
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything."""
 
@@ -158,6 +212,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     columns: list[ColumnConfig] = []
     run: RunConfig = RunConfig()
     edge: EdgeConfig = EdgeConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
     def __post_init__(self) -> None:
         # ValueError: msgspec turns it into a ValidationError that names the file

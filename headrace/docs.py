@@ -2,6 +2,7 @@
 
     docs/configuration.md    every key of the configuration, from the structs it is decoded into and their docstrings
     docs/commands.md         each command's options, between markers; the rest of that page is written by hand
+    docs/metrics.md          every metric, from `headrace.metrics.families`
 
 A docstring under a field is no attribute of anything, so it is read from the source. A key without one is an error:
 what cannot be explained cannot be set. So is a command without a place on its page. --check answers 1 when stale.
@@ -38,6 +39,7 @@ from fanout import tenancy
 from headrace import output
 from headrace.cli import app
 from headrace.config import PREFIX, Config
+from headrace.metrics.families import FAMILIES, PROCESS
 
 ROOT: Final = Path(__file__).parent.parent
 
@@ -87,7 +89,11 @@ shown or logged; `source.dsn_file` takes the connection string from a file that 
 def pages() -> dict[str, str]:
     """Every written page: its path below the root -> its content."""
     commands = (ROOT / "docs/commands.md").read_text()
-    return {"docs/configuration.md": configuration(), "docs/commands.md": with_options(commands)}
+    return {
+        "docs/configuration.md": configuration(),
+        "docs/commands.md": with_options(commands),
+        "docs/metrics.md": metrics(),
+    }
 
 
 def configuration() -> str:
@@ -96,6 +102,52 @@ def configuration() -> str:
     assert isinstance(root, StructType)
     sections = [_section(field) for field in root.fields]
     return "\n".join([INTRODUCTION, *sections])
+
+
+METRICS: Final = """\
+# Metrics
+
+<!-- Written by `make docs` from the code. Edit `headrace/metrics/families.py`. -->
+
+With `[metrics] listen = "127.0.0.1:9464"` each process answers Prometheus at `GET /metrics`; without, none does. One stage
+a machine, or a container, has that address; where `headrace run` starts several, `run` has it, the relay the next port, the
+edge the one behind it, the appliers those from the third on. `relay`, `applier`, `edge` and `audit` under `[metrics]` give a
+stage an address of its own. The numbers are read when somebody asks; asking costs the loops that move rows nothing.
+
+A tenant is never a label: there are as many as you have customers. `headrace status` and `headrace tenant list` name them.
+`partition` is one of `log.partitions`. Positions in the WAL are bytes since the server was made, so differences are bytes.
+Counters begin at 0 with the process, and the relay's and applier's also when they start over behind an error.
+
+The prefix says whose it is: `headrace_source_` comes from the relay, and from each edge that has a connection string, so
+that somebody tells what became of the slot when no relay does; `headrace_log_` comes from the relay. Prometheus'
+configuration and alert rules are in `infra/prometheus`, Grafana's dashboards in `infra/grafana`;
+[operations.md](operations.md) says what to do.
+
+"""
+
+
+def metrics() -> str:
+    """docs/metrics.md."""
+    head = ["| metric | type | labels | |", "| --- | --- | --- | --- |"]
+    sections: dict[str, list[str]] = {}
+    for name, family in {**FAMILIES, **PROCESS}.items():
+        labels = ", ".join(f"`{label}`" for label in family.labels)
+        row = f"| `{name}` | {family.kind} | {labels} | {_cell(family.meaning)} |"
+        sections.setdefault(_PREFIXES.get(name.split("_")[1], "Every process"), []).append(row)
+    every = sections.pop("Every process")
+    pages = [*sections.items(), ("Every process", every)]
+    return METRICS + "\n".join("\n".join([f"## {title}", "", *head, *rows, ""]) for title, rows in pages)
+
+
+_PREFIXES: Final = {
+    "source": "The source and its slot",
+    "relay": "The relay",
+    "log": "The log",
+    "applier": "An applier",
+    "edge": "The edge",
+    "audit": "The audit",
+    "run": "`headrace run`",
+}
 
 
 def field_docs(cls: type) -> dict[str, str]:

@@ -5,33 +5,34 @@ from __future__ import annotations
 import os
 import socket
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from appliers.errors import ReplicasMissing
 from appliers.reader import Directory
 from cdc.errors import HeadraceError
+from cdc.slot_watch import SlotWatch, WatchOptions
+from edge.counts import forget_counts, read_counts
 from edge.seams import Seams
 from edge.server import serve
 from edge.settings import EdgeOptions
 from edge.tokens import TokenFile
 from headrace import output
 from headrace.config import Config
-from headrace.errors import CommandError
+from headrace.errors import PortTaken
+from headrace.metrics import serving
 from headrace.status_file import EdgeStatus, StatusFile
+
+if TYPE_CHECKING:
+    from headrace.metrics.samples import Samples
 
 log = structlog.get_logger("edge")
 
 _LOOK_S: Final = 0.2
-
-
-class PortTaken(CommandError):
-    """Nothing can listen where it should."""
-
-    default_hint = "Choose another `edge.port` or `edge.host`, or end what listens there."
 
 
 def run_edge(config: Config, level: str) -> None:
@@ -47,11 +48,34 @@ def run_edge(config: Config, level: str) -> None:
     except HeadraceError as error:
         status_file.failed(error, retrying=False)
         raise
-    status_file.write(EdgeStatus("serving", url, edge.workers))
-    log.info("serving", url=url, workers=edge.workers, auth=edge.auth)
-    serve(EdgeOptions(root=config.replicas.path, config=edge), partial(_prepare, config, level))
+    counts = Path(config.run.path) / "edge-counts" if config.metrics.address("edge") else None
+    if counts is not None:
+        forget_counts(counts)
+    watch = _watch(config) if counts is not None else None
+
+    def fill(samples: Samples) -> None:
+        from headrace.metrics.samples import fill_edge, fill_source
+
+        assert counts is not None
+        fill_edge(samples, read_counts(counts))
+        if watch is not None:
+            fill_source(samples, config.source.slot, watch.latest)
+
+    options = EdgeOptions(root=config.replicas.path, config=edge, counts=str(counts or ""))
+    with serving(config, "edge", fill), watch or nullcontext():
+        status_file.write(EdgeStatus("serving", url, edge.workers))
+        log.info("serving", url=url, workers=edge.workers, auth=edge.auth)
+        serve(options, partial(_prepare, config, level))
     status_file.stopped()
     log.info("stopped")
+
+
+def _watch(config: Config) -> SlotWatch | None:
+    """Of the slot, where this machine is told how to reach it: it tells what became of the slot when no relay does."""
+    source = config.source
+    if not source.dsn and not source.dsn_file:
+        return None
+    return SlotWatch(config.dsn(), source.slot, WatchOptions(interval_s=source.watch_interval_s, heartbeat_s=0))
 
 
 def _prepare(config: Config, level: str) -> Seams:

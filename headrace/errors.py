@@ -2,7 +2,7 @@
 
 ConfigError       the configuration file or environment
 CommandError      a command cannot do what was asked
-  PartitionUnknown NotQuarantined RecordMismatch Unrecoverable
+  PartitionUnknown NotQuarantined RecordMismatch Unrecoverable PortTaken
 """
 
 from __future__ import annotations
@@ -47,3 +47,9 @@ class Unrecoverable(CommandError):
         "Make one of the constraints deferrable (`alter table ... alter constraint ... deferrable`) while the script runs, "
         "or leave a table out."
     )
+
+
+class PortTaken(CommandError):
+    """Nothing can listen where it should."""
+
+    default_hint = "Choose another `edge.port` or `edge.host`, or end what listens there."

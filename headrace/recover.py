@@ -32,7 +32,7 @@ from cdc.slot import identify_system, inspect_slot
 from fanout.log import open_reader
 from fanout.resume import Resume, decide, read_tail
 from headrace import output, refills
-from headrace.config import Config
+from headrace.config import METRICS_OFF, Config
 from headrace.errors import CommandError
 from headrace.lifeline import Lifeline
 from headrace.repair import Repaired, is_wrong, repair
@@ -153,9 +153,8 @@ def _children(config: Config, path: Path | None, *, keep: bool) -> Iterator[None
 
     def start(*arguments: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "headrace", *arguments, *options]
-        started.append(
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[lifeline.fd], env=lifeline.environment())
-        )
+        environment = {**lifeline.environment(), **METRICS_OFF}
+        started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[lifeline.fd], env=environment))
         return started[-1]
 
     try:

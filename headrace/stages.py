@@ -10,28 +10,36 @@ from __future__ import annotations
 import contextlib
 import gc
 import random
+import re
 import resource
 import select
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
 from appliers.assignment import Share
 from appliers.handover import Handover
-from appliers.worker import Worker, WorkerOptions
+from appliers.worker import Worker, WorkerOptions, WorkerStatus
 from cdc.errors import Disposition, HeadraceError, MessageUncertain, SourceConfused
+from cdc.slot_watch import SlotWatch, WatchOptions
 from fanout.log import open_member, open_reader, open_writer
 from fanout.log.wakeup import Signal
 from fanout.relay import Relay, RelayOptions, RelayStatus
 from fanout.tenancy import Tenancy
 from headrace.config import Config, SnapshotsConfig
+from headrace.metrics import serving
+from headrace.metrics.log_probe import LogProbe
 from headrace.status_file import StatusFile
+
+if TYPE_CHECKING:
+    from headrace.metrics.samples import Samples
 
 log = structlog.get_logger("headrace")
 
@@ -68,6 +76,9 @@ class Runner:
         self._stopping = False
         self._wakeup = Signal()
         self._stage: Stage | None = None
+        self.errors: Counter[str] = Counter()
+        """How often each was met."""
+        self.retrying = False
 
     def _signalled(self, number: int, _frame: object) -> None:
         log.info("signal", signal=signal.Signals(number).name)
@@ -92,6 +103,7 @@ class Runner:
                 attempt(self._run_stage)
             except HeadraceError as error:
                 retrying = error.disposition is Disposition.RETRY
+                self.errors[type(error).__name__] += 1
                 self._status_file.failed(error, retrying=retrying)
                 if not retrying:
                     raise
@@ -101,11 +113,17 @@ class Runner:
                     "retrying", error=type(error).__name__, reason=str(error), hint=error.hint, pause_s=round(pause, 1)
                 )
                 spread = random.uniform(0.8, 1.2)  # noqa: S311 - keeps restarts apart, no secret
+                self.retrying = True
                 select.select([self._wakeup.fd], [], [], pause * spread)
+                self.retrying = False
                 pause = min(pause * 2, self._longest_pause_s)
             else:
                 break
         self._status_file.stopped()
+
+    def phase(self, of_stage: str) -> str:
+        """What the process does, when its stage says this of itself."""
+        return "retrying" if self.retrying else of_stage
 
     def _run_stage(self, stage: Stage) -> None:
         self._stage = stage
@@ -122,11 +140,19 @@ def run_relay(config: Config, *, new_generation: bool = False, keep: bool = Fals
     """The relay, until a signal. Raises HeadraceError."""
     status_file = StatusFile(Path(config.run.path), "relay", stage="relay")
     source = config.source
+    tenancy = Tenancy(config.tenancy, config.placement.region)
     first = new_generation or keep
     streaming = source.streaming
+    watched = WatchOptions(
+        interval_s=source.watch_interval_s, heartbeat_s=source.heartbeat_s, drop_above_bytes=source.drop_slot_above_bytes
+    )
+    watch = SlotWatch(config.dsn(), source.slot, watched)
+    runner = Runner(config.run.retry_s, status_file)
+    latest = RelayStatus()
 
     def attempt(run: Callable[[Stage], None]) -> None:
         nonlocal first, streaming
+        watch.check()
         options = RelayOptions(
             dsn=config.dsn(),
             slot=source.slot,
@@ -137,6 +163,8 @@ def run_relay(config: Config, *, new_generation: bool = False, keep: bool = Fals
             copy_workers=source.copy_workers,
             refill_share=source.refill_share,
             slot_timeout_s=source.slot_timeout_s,
+            failover=source.failover,
+            stall_timeout_s=source.stall_timeout_s,
             progress_interval_s=source.progress_interval_s,
             streaming=streaming,
             spill_path=Path(source.spill_path or Path(config.run.path) / "spill"),
@@ -145,7 +173,7 @@ def run_relay(config: Config, *, new_generation: bool = False, keep: bool = Fals
         with (
             open_writer(config.log) as writer,
             open_reader(config.log) as reader,
-            Relay(options, Tenancy(config.tenancy, config.placement.region), writer, reader, on_status) as relay,
+            Relay(options, tenancy, writer, reader, on_status, watch) as relay,
         ):
             try:
                 run(relay)
@@ -154,12 +182,21 @@ def run_relay(config: Config, *, new_generation: bool = False, keep: bool = Fals
                 raise
 
     def on_status(status: RelayStatus) -> None:
-        nonlocal first
+        nonlocal first, latest
+        latest = status
         # once the new generation is in the log, a retry goes on with it
         first = first and status.phase == "starting"
         status_file.write(status)
 
-    Runner(config.run.retry_s, status_file).run(attempt)
+    def fill(samples: Samples) -> None:
+        from headrace.metrics.samples import fill_relay
+
+        fill_relay(samples, latest, runner.phase(latest.phase), watch, source.slot)
+        samples.add_errors("relay", runner.errors)
+        probe.fill(samples)
+
+    with watch, contextlib.closing(LogProbe(config.log)) as probe, serving(config, "relay", fill):
+        runner.run(attempt)
 
 
 def allow_files() -> int:
@@ -181,20 +218,22 @@ def run_applier(config: Config, share: Share) -> None:
     name = f"applier-{share.number}of{share.count}"
     status_file = StatusFile(Path(config.run.path), name, stage="applier", share=str(share))
     options, open_log = _worker_options(config), partial(open_reader, config.log)
+    told = _Told(status_file)
 
     def attempt(run: Callable[[Stage], None]) -> None:
         with open_reader(config.log) as reader:
             partitions: Sequence[int] = share.partitions(reader.partitions)
             handover = make_handover(config.snapshots, config.edge.advertise)
-            run(Worker(options, reader, partitions, status_file.write, handover=handover, open_log=open_log))
+            run(Worker(options, reader, partitions, told, handover=handover, open_log=open_log))
 
-    Runner(config.run.retry_s, status_file).run(attempt)
+    _run_applier(config, told, attempt, share.number)
 
 
 def run_member(config: Config, instance: str) -> None:
     """One applier of the group, called `instance`, until a signal. Raises HeadraceError."""
     status_file = StatusFile(Path(config.run.path), f"applier-{instance}", stage="applier")
     options, open_log = _worker_options(config), partial(open_reader, config.log)
+    told = _Told(status_file)
 
     def attempt(run: Callable[[Stage], None]) -> None:
         with open_member(config.log, instance) as member:
@@ -202,14 +241,40 @@ def run_member(config: Config, instance: str) -> None:
                 Worker(
                     options,
                     member,
-                    on_status=status_file.write,
+                    on_status=told,
                     member=member,
                     handover=make_handover(config.snapshots, config.edge.advertise),
                     open_log=open_log,
                 )
             )
 
-    Runner(config.run.retry_s, status_file).run(attempt)
+    number = re.search(r"[0-9]{1,3}$", instance)  # as `headrace run` numbers them
+    _run_applier(config, told, attempt, int(number[0]) if number else 1)
+
+
+class _Told:
+    """What an applier tells about itself goes to its file, and is here for who asks."""
+
+    def __init__(self, status_file: StatusFile) -> None:
+        self.status_file = status_file
+        self.latest = WorkerStatus()
+
+    def __call__(self, status: WorkerStatus) -> None:
+        self.latest = status
+        self.status_file.write(status)
+
+
+def _run_applier(config: Config, told: _Told, attempt: Callable[[Callable[[Stage], None]], None], number: int) -> None:
+    runner = Runner(config.run.retry_s, told.status_file)
+
+    def fill(samples: Samples) -> None:
+        from headrace.metrics.samples import fill_applier
+
+        fill_applier(samples, told.latest, runner.phase(told.latest.phase))
+        samples.add_errors("applier", runner.errors)
+
+    with serving(config, "applier", fill, number):
+        runner.run(attempt)
 
 
 def make_handover(snapshots: SnapshotsConfig, edge: str = "") -> Handover:

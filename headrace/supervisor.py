@@ -31,11 +31,14 @@ from typing import Final, NamedTuple
 import structlog
 
 from cdc.errors import HeadraceError
+from headrace.config import PREFIX, MetricsConfig
 from headrace.lifeline import Lifeline
 from headrace.output import EXIT_RETRY
 
 log = structlog.get_logger("headrace")
 
+LISTEN: Final = f"{PREFIX}METRICS_LISTEN"
+NO_METRICS: Final = MetricsConfig()
 FIRST_PAUSE_S: Final = 0.5
 HEALTHY_S: Final = 60.0
 STOP_S: Final = 20.0
@@ -53,6 +56,12 @@ class Child(NamedTuple):
 
     name: str
     arguments: tuple[str, ...]
+    metrics: str = ""
+    """Where it answers Prometheus, unless its stage has an address of its own."""
+
+
+Lives = dict[str, tuple[bool, int]]
+"""Child -> whether it lives, and how often it was started."""
 
 
 class Backoff:
@@ -71,7 +80,13 @@ class Backoff:
         return pause
 
 
-def children(config: Path | None, appliers: int, log_level: str, instance: str | None = None) -> list[list[Child]]:
+def children(
+    config: Path | None,
+    appliers: int,
+    log_level: str,
+    instance: str | None = None,
+    metrics: MetricsConfig = NO_METRICS,
+) -> list[list[Child]]:
     """The processes of one machine, in the order in which they are stopped: the relay, then all appliers.
 
     `instance`: they are members of a group, called so with a number; None: each has a fixed share.
@@ -81,26 +96,34 @@ def children(config: Path | None, appliers: int, log_level: str, instance: str |
     option = "--share" if instance is None else "--instance"
     names = [f"{number}/{appliers}" if instance is None else f"{instance}-{number}" for number in numbers]
     return [
-        [Child("relay", ("relay", *options))],
-        [Child(f"applier {name}", ("applier", option, name, *options)) for name in names],
+        [Child("relay", ("relay", *options), metrics.behind(1))],
+        [
+            Child(f"applier {name}", ("applier", option, name, *options), metrics.behind(2 + number))
+            for number, name in zip(numbers, names, strict=True)
+        ],
     ]
 
 
-def edge_child(config: Path | None, log_level: str) -> Child:
+def edge_child(config: Path | None, log_level: str, metrics: MetricsConfig = NO_METRICS) -> Child:
     """The HTTP API, which is stopped before the others."""
-    return Child("edge", ("edge", "--log-level", log_level, *(("--config", str(config)) if config else ())))
+    arguments = ("edge", "--log-level", log_level, *(("--config", str(config)) if config else ()))
+    return Child("edge", arguments, metrics.behind(2))
 
 
-def supervise(groups: Sequence[Sequence[Child]], *, longest_pause_s: float, stop_s: float = STOP_S) -> None:
+def supervise(
+    groups: Sequence[Sequence[Child]], *, longest_pause_s: float, stop_s: float = STOP_S, lives: Lives | None = None
+) -> None:
     """Keep these running until SIGTERM, SIGINT or SIGHUP, then stop group after group.
 
-    `stop_s`: seconds that each group has for it. Raises StageFailed when a child ends by an error of its own.
+    `stop_s`: seconds that each group has for it. `lives`: kept up to date. Raises StageFailed when a child ends by an error
+    of its own.
     """
-    asyncio.run(_Supervisor(longest_pause_s, stop_s).run(groups))
+    asyncio.run(_Supervisor(longest_pause_s, stop_s, {} if lives is None else lives).run(groups))
 
 
 class _Supervisor:
-    def __init__(self, longest_pause_s: float, stop_s: float) -> None:
+    def __init__(self, longest_pause_s: float, stop_s: float, lives: Lives) -> None:
+        self._lives = lives
         self._longest_pause_s = longest_pause_s
         self._stop_s = stop_s
         self._lifeline = Lifeline()
@@ -148,15 +171,18 @@ class _Supervisor:
             *child.arguments,
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=[self._lifeline.fd],
-            env=self._lifeline.environment(),
+            env={**self._lifeline.environment(), **({LISTEN: child.metrics} if child.metrics else {})},
             process_group=0,  # a terminal's Ctrl-C reaches the supervisor alone, which keeps the order
         )
         self._running[child] = process
+        starts = self._lives.get(child.name, (False, 0))[1] + 1
+        self._lives[child.name] = (True, starts)
         log.info("started", child=child.name, pid=process.pid)
         try:
             return await process.wait()
         finally:
             del self._running[child]
+            self._lives[child.name] = (False, starts)
 
     async def _stop(self, group: Sequence[Child], keepers: Sequence[asyncio.Task[None]]) -> None:
         for child, keeper in zip(group, keepers, strict=True):

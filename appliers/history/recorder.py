@@ -47,11 +47,15 @@ class _Segment:
         self.kept: list[Record] = []
         self.kept_bytes = 0
         self.bytes = 0
+        self.begun_ms = 0
+        """When its first record came, Unix milliseconds."""
         self._directory = directory
         self._spool: Spool | None = None
 
     def add(self, records: list[Record]) -> None:
         """In the order of the log."""
+        if not self.bytes:
+            self.begun_ms = time.time_ns() // 1_000_000
         self.kept += records
         size = sum(len(record.value) for record in records)
         self.kept_bytes += size
@@ -178,6 +182,12 @@ class Recorder:
         now = time.monotonic()
         dues = [r.filling.due for r in self._partitions.values() if r.running is None and r.filling.bytes]
         return max(0.0, min(dues) - now) if dues else None
+
+    @property
+    def waits_ms(self) -> int | None:
+        """When the first record came that is not stored yet, Unix milliseconds; None: there is none."""
+        segments = (segment for r in self._partitions.values() for segment in (r.storing, r.filling) if segment is not None)
+        return min((segment.begun_ms for segment in segments if segment.bytes), default=None)
 
     def erase(self, partition: int, tenant: str, offset: int) -> None:
         """Nothing of a tenant below an offset, up to which all was read, is stored any more; what waits goes soon."""

@@ -326,6 +326,8 @@ class SnapshotHandover(Handover):
         status.pending = len(self._hydration)
         status.dirty = sum(len(owned.dirty) for owned in self._owned.values())
         status.published_ms = min((owned.published_ms for owned in self._owned.values()), default=None)
+        status.history_waits_ms = self._recorder.waits_ms
+        status.stored_bytes = self._store.stored_bytes
 
     # --- rounds ---
 

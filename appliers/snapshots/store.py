@@ -67,11 +67,14 @@ class Store:
         """`open_store` makes one. `folder`: where the objects are files; None in a bucket."""
         self._backend = backend
         self._folder = folder
+        self.stored_bytes = 0
+        """By `put`; several threads count, so it may be a little too low."""
 
     def put(self, key: str, body: bytes | IO[bytes]) -> None:
         """Store an object, replacing one of the same key; durable with the next `settle`."""
         with _translated("write"):
             obstore.put(self._backend, key, body)
+        self.stored_bytes += len(body) if isinstance(body, bytes) else body.seek(0, os.SEEK_END)
 
     def put_if_absent(self, key: str, body: bytes) -> bool:
         """Store an object unless there is one of that key; durable at once. False: there is one already.

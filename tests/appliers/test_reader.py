@@ -130,13 +130,6 @@ def test_a_directory_without_replicas_is_an_error(tmp_path: Path) -> None:
         Directory(tmp_path)
 
 
-def test_a_state_in_the_making_is_none_yet(tmp_path: Path) -> None:
-    """A reader that comes while a first applier makes the directory is told to wait, not that it is somebody else's."""
-    (tmp_path / "state.db").touch()
-    with pytest.raises(ReplicasMissing):
-        Directory(tmp_path)
-
-
 @pytest.mark.parametrize("kind", ["text", "other database", "other application"])
 def test_a_foreign_state_is_refused(tmp_path: Path, kind: str) -> None:
     """A `state.db` that Headrace did not make is refused, and left as it is."""
@@ -204,3 +197,18 @@ def test_a_reader_of_a_missing_file_makes_none(tmp_path: Path) -> None:
 def test_a_type_is_written_as_postgres_writes_it(oid: int, name: str, typmod: int, text: str) -> None:
     """Modifiers and arrays included."""
     assert type_text(oid, name, typmod) == text
+
+
+def test_a_directory_that_is_being_made_is_not_somebody_elses(tmp_path: Path) -> None:
+    """Between the moment when an applier makes the file and the one when it is whole, a reader is told to wait."""
+    (tmp_path / "state.db").touch()
+    with pytest.raises(ReplicasMissing):
+        Directory(tmp_path)
+    conn = apsw.Connection(str(tmp_path / "state.db"))
+    conn.pragma("journal_mode", "wal")
+    with pytest.raises(ReplicasMissing):
+        Directory(tmp_path)
+    conn.execute("create table mine (a)")
+    with pytest.raises(StateForeign):
+        Directory(tmp_path)
+    conn.close()

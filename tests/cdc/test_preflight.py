@@ -89,6 +89,19 @@ def test_a_sound_source_has_nothing_amiss() -> None:
         ({"system": None, "may_replicate": False}, "replication", ERROR, 'alter role "head race" replication;'),
         ({"system": None, "may_replicate": False, "provider": "rds"}, "replication", ERROR, "grant rds_replication to"),
         ({"system": None, "replication_hint": "Add a line to pg_hba.conf"}, "replication", ERROR, "pg_hba.conf"),
+        ({"provider": "neon"}, "provider", WARNING, "headrace recover"),
+        ({"standbys": 1}, "failover", WARNING, "synchronized_standby_slots = 'STANDBY_SLOT'"),
+        ({"physical_slots": ("s1", "s2")}, "failover", WARNING, "sync_replication_slots = on"),
+        (
+            {
+                "standbys": 1,
+                "synchronized_standby_slots": "s1",
+                "slot": Slot("headrace", SlotState.INACTIVE, failover=False),
+            },
+            "failover",
+            WARNING,
+            'ALTER_REPLICATION_SLOT "headrace" (FAILOVER true)',
+        ),
         ({"max_slot_wal_keep_mb": -1}, "max_slot_wal_keep_size", WARNING, "max_slot_wal_keep_size = '50GB';"),
         ({"wal_sender_timeout_ms": 0}, "wal_sender_timeout", WARNING, "wal_sender_timeout = '60s';"),
         ({"idle_slot_timeout_s": 3600}, "idle_replication_slot_timeout", WARNING, "idle_replication_slot_timeout = 0;"),
@@ -103,7 +116,8 @@ def test_a_sound_source_has_nothing_amiss() -> None:
     ],
 )
 def test_each_defect_is_found_with_its_fix(other: dict[str, object], check: str, severity: Severity, fix: str) -> None:
-    """One thing wrong gives one finding that names it, its severity and what removes it."""
+    """One thing wrong gives one finding that names it, its severity and what removes it (T10, T11, T34: slots that are lost,
+    or would be)."""
     (finding,) = amiss(msgspec.structs.replace(SOUND, **other))
     assert (finding.check, finding.severity) == (check, severity)
     assert fix in finding.fix

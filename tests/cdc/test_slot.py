@@ -48,6 +48,20 @@ def test_the_states_of_a_slot(database: Database) -> None:
         conn.execute("select pg_drop_replication_slot(%s)", [name])
 
 
+@pytest.mark.every_postgres
+def test_standbys_may_have_the_slot_where_the_server_can(database: Database) -> None:
+    """T10: a standby that takes over then has it too, from PostgreSQL 17 on; a temporary one, never."""
+    conn, name = database.connect(), f"{database.name}_s"
+    able = conn.info.server_version >= 170000
+    with connect_replication(database.dsn) as replication:
+        create_slot(replication, conn, name, failover=True)
+        assert inspect_slot(conn, name).failover is (True if able else None)
+        drop_slot(conn, name)
+        create_slot(replication, conn, name)
+        assert inspect_slot(conn, name).failover is (False if able else None)
+        drop_slot(conn, name)
+
+
 def wait_until_free(database: Database, name: str) -> None:
     """Until no walsender holds the slot: its process ends a moment after its connection."""
     conn = database.connect()

@@ -4,6 +4,7 @@ binding that Cloudflare gives a Worker. Postgres says what must come.
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from psycopg.rows import dict_row
 
 from edge.tokens import TokenFile
 from headrace.demo.source import prepare, tenant_name
+from headrace.demo.usecases import usecases
 from headrace.local_postgres import LocalPostgres, free_port
 from tests.conftest import Database, new_database
 from tests.edge.cloudflare_tools import ROOT
@@ -300,3 +302,10 @@ def test_the_client_of_the_examples(site: Site) -> None:
         "D1_TYPE_ERROR: Type 'undefined' not supported for value 'undefined'",
         "D1_ERROR: Authentication error",
     ]
+
+
+def test_the_demo_asks_the_same() -> None:
+    """The statements of the Workers are those that `headrace demo` shows, letter by letter but for blanks."""
+    code = " ".join(" ".join(path.read_text().split()) for path in sorted(EXAMPLES.glob("*/worker.mjs")))
+    for usecase in usecases(datetime.date(2026, 2, 8)):
+        assert usecase.query in code, usecase.title

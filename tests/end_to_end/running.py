@@ -18,6 +18,7 @@ from appliers.place import SHARED_FILE, replica_path
 from appliers.replica import open_read_only
 from appliers.worker import Held, Worker, WorkerOptions, WorkerStatus
 from cdc.lsn import parse_lsn
+from cdc.slot_watch import SlotWatch
 from fanout.log import LogConfig, open_reader, open_writer
 from fanout.relay import Relay, RelayOptions, RelayStatus
 from fanout.resume import read_tail
@@ -67,6 +68,7 @@ class Running:
         rules: Sequence[Rule],
         *,
         handover: Handover | None = None,
+        watch: SlotWatch | None = None,
         **relay: Any,
     ) -> None:
         """`relay`: more of RelayOptions; `slot` is otherwise called as the database. With a region in `placement`, tenants
@@ -75,7 +77,7 @@ class Running:
         self.root = root
         self.log = log
         options = RelayOptions(
-            dsn=database.dsn,
+            dsn=relay.pop("dsn", database.dsn),
             slot=relay.pop("slot", database.name),
             publication=relay.pop("publication", "headrace"),
             progress_interval_s=0.01,
@@ -85,7 +87,7 @@ class Running:
         self._status = WorkerStatus()
         self._writer, self._relay_reader = open_writer(log), open_reader(log)
         self._reader = open_reader(log)
-        self._relay = Relay(options, Tenancy(rules, region), self._writer, self._relay_reader)
+        self._relay = Relay(options, Tenancy(rules, region), self._writer, self._relay_reader, watch=watch)
         partitions = range(self._reader.partitions)
         worker = WorkerOptions(
             root=root,

@@ -134,6 +134,7 @@ class Pipeline:
             "apply": {"barrier_interval_s": 0.2},
             "snapshots": {},
             "edge": {},
+            "metrics": {},
             "run": {"retry_s": 0.5},
         }
         lines = []

@@ -110,7 +110,7 @@ def test_slot_dropped(embedded: Pipeline) -> None:
 
 @pytest.mark.every_postgres
 def test_slot_dropped_and_recovered(embedded: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """T8, T10, R8: a new slot, and what differs; replicas that are equal are not touched."""
+    """T8, T10, T34, R8: a new slot, and what differs; replicas that are equal are not touched."""
     applier = run_then_stop_relay(embedded)
     change_behind_the_back(embedded)
     embedded.conn.execute("select pg_drop_replication_slot(%s)", [embedded.slot])

@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from headrace.supervisor import FIRST_PAUSE_S, HEALTHY_S, Backoff, children
+from headrace.config import MetricsConfig
+from headrace.supervisor import FIRST_PAUSE_S, HEALTHY_S, Backoff, children, edge_child
 from tests.conftest import Database
 from tests.end_to_end.oracle import Table, assert_replicas_equal, wait_until
 
@@ -241,3 +242,12 @@ def test_pauses_double_up_to_the_longest_and_a_healthy_minute_forgets_them() -> 
     assert [backoff.pause_after(1.0) for _ in range(5)] == [FIRST_PAUSE_S, 1.0, 2.0, 3.0, 3.0]
     assert backoff.pause_after(HEALTHY_S) == FIRST_PAUSE_S
     assert backoff.pause_after(1.0) == 1.0
+
+
+def test_each_process_has_an_address_of_its_own_for_metrics() -> None:
+    """Behind `run`'s, in a row; without one, none has."""
+    metrics = MetricsConfig(listen="127.0.0.1:9464")
+    [relay], appliers = children(None, 2, "info", metrics=metrics)
+    told = [child.metrics for child in (relay, edge_child(None, "info", metrics), *appliers)]
+    assert told == [f"127.0.0.1:{port}" for port in (9465, 9466, 9467, 9468)]
+    assert {child.metrics for group in children(None, 2, "info") for child in group} == {""}
