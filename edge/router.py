@@ -31,10 +31,11 @@ from cdc.errors import HeadraceError
 from edge.d1_errors import TRANSIENT, D1Error
 from edge.door import Door, Handler, content_of
 from edge.names import Names, uuid_of
-from edge.owners import Owners
+from edge.owners import SENT_S, SOON_S, Owners
 from edge.replica import Fleet
 from edge.seams import Elsewhere
 from edge.settings import EdgeConfig
+from edge.tokens import Access
 
 log = structlog.get_logger("edge")
 
@@ -50,7 +51,6 @@ connection keep-alive proxy-authenticate proxy-authorization proxy-connection te
 _OF_ONE_HOP: Final = frozenset(_HEADERS_OF_ONE_HOP.split())
 _NOT_PASSED_ON: Final = _OF_ONE_HOP | {"host", "content-length", HOP}
 _ONLY_READS: Final = ("/query", "/raw", "/execute", "/import")
-_AGAIN: Final = 2
 
 
 class _Name(msgspec.Struct):
@@ -83,7 +83,9 @@ class Router:
         """Around the handler of one database. Raises D1Error, and what the handler raises."""
 
         async def handled(request: Request) -> Response:
-            tenant = await self._door.tenant(request, self._door.access(request))
+            access = self._door.access(request)
+            self._learn_own(request.path_params["database"], access)
+            tenant = await self._door.tenant(request, access)
             marked = HOP in request.headers or _HOP_QUERY in request.query_params
             if self._config.route != "off" and not marked and self._names.is_unknown(tenant):
                 tenant = await self._ask_whose(request, tenant)
@@ -93,11 +95,11 @@ class Router:
                 return await handle(request)
             partition = self._fleet.partition(tenant)
             if marked:
-                if await self._is_here(partition, again=True):
+                if await self._is_here(partition, SOON_S):  # somebody has looked it up, perhaps later than we did
                     return await handle(request)
                 raise _misdirected() if HOP in request.headers else _moving()
-            if self._config.route == "redirect":  # of which nobody tells us whether it was right: so each is looked up
-                if await self._is_here(partition, again=True):
+            if self._config.route == "redirect":  # of which nobody tells us whether it was right
+                if await self._is_here(partition, SENT_S):
                     return await handle(request)
                 return _redirect(request, await self._owner(partition))
             if await self._is_here(partition):
@@ -111,15 +113,21 @@ class Router:
         assert self._door.names is not None
         return self._door.names
 
-    async def _is_here(self, partition: int, *, again: bool = False) -> bool:
-        """`again`: somebody has looked up that it is, perhaps later than we did."""
+    def _learn_own(self, database: str, access: Access) -> None:
+        """The UUIDs of a token's own tenants, wherever they are."""
+        if access.tenants is not None and self._names.is_unknown(database):
+            for name in access.tenants:
+                self._names.learn(uuid_of(name), name)
+
+    async def _is_here(self, partition: int, newer_than_s: float | None = None) -> bool:
+        """`newer_than_s`: how old may be what says that it is another one's."""
         try:
             owner = await self._owners.of(partition)
             if owner in (None, self._owners.ours):
                 _, reached_us = self._fleet.reached_in(partition)
-                again = self._owners.has_moved(partition, reached_us)
-            if again:
-                owner = await self._owners.of(partition, again=True)
+                newer_than_s = self._owners.doubt(partition, reached_us)
+            if newer_than_s is not None:
+                owner = await self._owners.of(partition, newer_than_s)
         except HeadraceError as error:
             raise D1Error(f"{TRANSIENT} {error.message}.", status=503, code=7513) from error
         # one that is ours, and that nobody holds at this moment, is nowhere newer than here
@@ -130,7 +138,7 @@ class Router:
         account = request.path_params.get("account") or self._config.account or "any"
         path = f"/client/v4/accounts/{quote(account, safe='')}/d1/database/{uuid}?fields=name"
         headers = {HOP: self._owners.ours, "authorization": request.headers.get("authorization", "")}
-        for url in sorted(await self._owners.all(self._fleet.partitions)):
+        for url in sorted(await self._owners.others(self._fleet.partitions)):
             try:
                 answer = await self._client.get(url + path, headers=headers)
                 if answer.status_code == 200:
@@ -142,9 +150,9 @@ class Router:
                 log.warning("another machine does not answer", url=url, reason=type(error).__name__)
         return uuid
 
-    async def _owner(self, partition: int, *, again: bool = False) -> str:
+    async def _owner(self, partition: int, newer_than_s: float | None = None) -> str:
         """Raises D1Error when it tells no address."""
-        owner = await self._owners.of(partition, again=again)
+        owner = await self._owners.of(partition, newer_than_s)
         if not owner:
             raise _moving()
         return owner
@@ -152,8 +160,8 @@ class Router:
     async def _pass_on(self, request: Request, handle: Handler, partition: int) -> Response:
         content = await content_of(request)
         may_repeat = request.method in ("GET", "HEAD") or request.url.path.endswith(_ONLY_READS)
-        for attempt in range(_AGAIN):
-            owner = await self._owner(partition, again=attempt > 0)
+        for newer_than_s in (None, SOON_S):
+            owner = await self._owner(partition, newer_than_s)
             if owner == self._owners.ours:  # it has come to us meanwhile
                 return await handle(request)
             try:
