@@ -161,10 +161,11 @@ class _Rig:
 
     def _cold(self) -> None:
         sync_file_system(self._pipeline.replicas)
-        for tenant in _COLD:
+        cold = _COLD[: max(1, int(self._seconds * _COLD_RATE))]
+        for tenant in cold:
             forget_pages(replica_path(self._pipeline.replicas, tenant, PARTITIONS))
         before = self._pipeline.usage()
-        asked = self._ask(len(_COLD) / _COLD_RATE, _COLD, rate=_COLD_RATE, once=True)
+        asked = self._ask(len(cold) / _COLD_RATE, cold, rate=_COLD_RATE, once=True)
         self._add("HTTP, cold tenants", before, asked.latency_s, asked.seconds, {"client": asked.cpu_s})
 
     def _request(

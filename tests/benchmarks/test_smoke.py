@@ -105,7 +105,7 @@ def test_the_edge_is_measured(tmp_path: Path) -> None:
     measured = {m.contender: m for m in report.of("edge")}
     assert measured["HTTP, open loop"].rows == 1000
     assert measured["HTTP, beside a join"].more["joins"] > 0
-    assert measured["HTTP, cold tenants"].rows == 200
+    assert measured["HTTP, cold tenants"].rows == 20
     assert all(m.more["applied rows"] > 0 for name, m in measured.items() if name.startswith("HTTP, open"))
 
 
