@@ -181,12 +181,19 @@ def test_an_answer_is_passed_on_as_it_comes(machines: Machines) -> None:
     assert f"{HOP}: {machines.b.url}".encode() in b"".join(asked)
 
 
-def test_a_client_is_sent_to_the_owner(machines: Machines, tmp_path: Path) -> None:
+@pytest.fixture
+def sending(both: Machines, tmp_path: Path) -> Iterator[Served]:
+    """Another edge of `b`'s machine, which redirects."""
+    options = {"route": "redirect", "tokens": both.tokens, "advertise": both.b.url}
+    served = Served(tmp_path, both.roots[1], both.more, **options)
+    served.client.headers["authorization"] = f"Bearer {both.a.token}"
+    yield served
+    served.kill()
+
+
+def test_a_client_is_sent_to_the_owner(machines: Machines, sending: Served) -> None:
     """307 with the query kept and marked; the owner answers it, and who is no owner any more sends nobody on."""
-    a = machines.a
-    options = {"route": "redirect", "tokens": machines.tokens, "advertise": machines.b.url}
-    b = Served(tmp_path, machines.roots[1], machines.more, **options)
-    b.client.headers["authorization"] = f"Bearer {a.token}"
+    a, b = machines.a, sending
     answer = b.client.post(b.path("acme", "/query?x=1"), json={"sql": SQL})
     assert answer.status_code == 307
     assert answer.headers["location"] == f"{a.url}/client/v4/accounts/{ACCOUNT}/d1/database/acme/query?x=1&headrace-hop=1"
@@ -197,7 +204,6 @@ def test_a_client_is_sent_to_the_owner(machines: Machines, tmp_path: Path) -> No
     assert a.client.post(answer.headers["location"], json={"sql": SQL}).status_code == 503
     wait_until(lambda: b.post("acme", {"sql": SQL}).status_code == 200, "it knows that all is its own")
     assert ids(b) == [1, 2, 3]
-    b.kill()
 
 
 def test_a_dead_owner_is_given_up_soon(machines: Machines) -> None:
