@@ -217,6 +217,10 @@ class Directory:
         """Each partition that was ever applied here, as it was at its last barrier."""
         return select_partitions(self._state)
 
+    def is_pending(self, tenant: str) -> bool:
+        """Whether the tenant's replica is still to come from its snapshot: the partition was taken over."""
+        return self._state.execute("select 1 from pending where tenant = ?", (tenant,)).get is not None
+
     def quarantined(self) -> dict[str, Quarantined]:
         """Tenants that stopped, by id; the shared replica is `place.SHARED_NAME`."""
         return select_quarantined(self._state)

@@ -35,13 +35,14 @@ from edge.d1_errors import D1Error
 from edge.dashboard.events import Events
 from edge.dashboard.pages import Pages, to_page
 from edge.databases import Databases
-from edge.door import JSON, Door, Handler
+from edge.door import JSON, Door, Handler, Refusal, in_envelope
 from edge.exports import Exports
 from edge.guard import cap_memory
 from edge.names import Names
 from edge.pool import Pool
 from edge.queries import Queries, in_bindings_form
 from edge.replica import Fleet
+from edge.router import Router
 from edge.seams import Seams
 from edge.settings import EdgeOptions
 from edge.usage import Usage
@@ -76,28 +77,38 @@ class Api:
             queries = Queries(config, door, pool, usage)
             databases = Databases(config, door, pool, names, exports, self._seams)
             analytics = Analytics(config, door, usage)
-            application.router.routes.extend(self._routes(door, queries, databases, analytics))
+            elsewhere = self._seams.elsewhere
+            router = None if elsewhere is None else Router(config, door, fleet, elsewhere)
+            application.router.routes.extend(self._routes(door, queries, databases, analytics, router))
             try:
                 yield
             finally:
+                if router is not None:
+                    await router.close()
                 pool.close()
                 usage.close()
                 exports.close()
                 door.audit.close()
 
-    def _routes(self, door: Door, queries: Queries, databases: Databases, analytics: Analytics) -> list[BaseRoute]:
+    def _routes(
+        self, door: Door, queries: Queries, databases: Databases, analytics: Analytics, router: Router | None
+    ) -> list[BaseRoute]:
         one = BASE + "/{database}"
         guarded = door.guarded
-        binding = guarded(queries.binding, in_bindings_form)
-        get, edit = guarded(databases.get), guarded(databases.edit)
+
+        def of_one(handle: Handler, refuse: Refusal = in_envelope) -> Handler:
+            return guarded(handle if router is None else router.routed(handle), refuse)
+
+        binding = of_one(queries.binding, in_bindings_form)
+        get, edit = of_one(databases.get), of_one(databases.edit)
         return [
-            Route(one + "/query", guarded(queries.query), methods=["POST"]),
-            Route(one + "/raw", guarded(queries.raw), methods=["POST"]),
-            Route(one + "/export", guarded(databases.export), methods=["POST"]),
-            Route(one + "/import", guarded(databases.refuse_write), methods=["POST"]),
-            Route(one + "/time_travel/bookmark", guarded(databases.bookmark), methods=["GET"]),
-            Route(one + "/time_travel/restore", guarded(databases.restore), methods=["POST"]),
-            _resource(one, GET=get, DELETE=guarded(databases.delete), PUT=edit, PATCH=edit),
+            Route(one + "/query", of_one(queries.query), methods=["POST"]),
+            Route(one + "/raw", of_one(queries.raw), methods=["POST"]),
+            Route(one + "/export", of_one(databases.export), methods=["POST"]),
+            Route(one + "/import", of_one(databases.refuse_write), methods=["POST"]),
+            Route(one + "/time_travel/bookmark", of_one(databases.bookmark), methods=["GET"]),
+            Route(one + "/time_travel/restore", of_one(databases.restore), methods=["POST"]),
+            _resource(one, GET=get, DELETE=of_one(databases.delete), PUT=edit, PATCH=edit),
             _resource(BASE, GET=guarded(databases.list), POST=guarded(databases.create)),
             Route("/binding/{database}/query", binding, methods=["POST"]),
             Route("/binding/{database}/execute", binding, methods=["POST"]),

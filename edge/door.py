@@ -31,6 +31,8 @@ from edge.tokens import EVERYTHING, Access, TokenFile
 log = structlog.get_logger("edge")
 
 JSON: Final = "application/json"
+_CONTENT: Final = "headrace.content"
+"""Where a body that was read is found by whoever reads it again."""
 Handler = Callable[[Request], Awaitable[Response]]
 Refusal = Callable[[Request, D1Error], Response]
 
@@ -128,6 +130,9 @@ class Door:
 
 async def content_of(request: Request) -> bytes:
     """The body, within bounds. Raises D1Error."""
+    read: bytes | None = request.scope.get(_CONTENT)
+    if read is not None:
+        return read
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
@@ -135,4 +140,5 @@ async def content_of(request: Request) -> bytes:
         if size > requests.MOST_BYTES:
             raise D1Error("Request body too large", status=413, code=7400)
         chunks.append(chunk)
-    return b"".join(chunks)
+    content = request.scope[_CONTENT] = b"".join(chunks)
+    return content

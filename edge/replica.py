@@ -60,7 +60,7 @@ class Guarding(Protocol):
 
 class Fleet:
     """A directory of replicas. A context manager, which closes it. Not safe for use from several threads, but for `path`,
-    `partition`, `reached` and `missing`."""
+    `partition`, `reached`, `reached_in` and `missing`."""
 
     def __init__(self, root: Path) -> None:
         """Raises ReplicasMissing, StateForeign, StorageUnavailable."""
@@ -82,14 +82,16 @@ class Fleet:
         return self.located(tenant) or replica_path(self.root, tenant, self.partitions)
 
     def located(self, tenant: str) -> Path | None:
-        """The file that is served in place of the tenant's replica, if one is. Asked before each read."""
+        """The file that is served in place of the tenant's replica, if one is."""
         return pins.located(self.root, self.partitions, tenant)
 
     def reached(self, tenant: str) -> tuple[Place, int]:
         """How far the tenant's partition is, and when the relay was there (Unix microseconds): (0, 0), 0 if nobody knows."""
-        if self.located(tenant) is not None:  # which stands still
-            return Place(0, 0), 0
-        found = self._progress.read(self.partition(tenant))
+        return self.reached_in(self.partition(tenant))
+
+    def reached_in(self, partition: int) -> tuple[Place, int]:
+        """The same of a partition."""
+        found = self._progress.read(partition)
         return (Place(0, 0), 0) if found is None else (Place(found.generation, found.lsn), found.time_us)
 
     @property
@@ -98,9 +100,11 @@ class Fleet:
         return self._progress.path
 
     def missing(self, tenant: str) -> Exception:
-        """Why there is no file: NotReady in a first copy, TenantUnknown otherwise."""
+        """Why there is no file: NotReady in a first copy and after a take-over, TenantUnknown otherwise."""
         with Directory(self.root) as directory:  # a connection of this moment, and of this thread
-            states = directory.partitions()
+            states, pending = directory.partitions(), directory.is_pending(tenant)
+        if pending:
+            return NotReady("The partition was taken over, and this replica is still to come", tenant=tenant)
         state = states.get(self.partition(tenant))
         if state is None or not state.ready:
             return NotReady("The first copy is under way", tenant=tenant)
@@ -132,6 +136,8 @@ class Replica:
         """The file's size, as of the last `begin`."""
         self.bookmarks = fleet.bookmarks(tenant)
         self._connection: apsw.Connection | None = None
+        self._live = replica_path(fleet.root, tenant, fleet.partitions)
+        self._pin_text = str(pins.pin_path(self._live))
         self._open()
 
     @property
@@ -161,14 +167,17 @@ class Replica:
         raise ReplicaReplaced("The replica's file was replaced again and again", path=str(self.path))
 
     def _is_current(self) -> bool:
-        if self.fleet.located(self.tenant) != self._located:
-            return False
+        # asked before each read, so the usual case has only what cannot be left out: a live file, which is not pinned
         try:
             found = os.stat(self._path_text)  # noqa: PTH116 - as _number
         except FileNotFoundError:
             return False
         self.bytes = found.st_size
-        return (found.st_dev, found.st_ino) == self._file
+        if (found.st_dev, found.st_ino) != self._file:
+            return False
+        if self._located is None and _number(self._pin_text) is None:
+            return True
+        return self.fleet.located(self.tenant) == self._located
 
     def _begin(self) -> None:
         connection = self.connection
@@ -229,11 +238,12 @@ class Replica:
 
     def note_reached(self) -> None:
         """Ask how far the partition is. What `begin` finds afterwards holds at least that."""
-        self._reached, self._reached_us = self.fleet.reached(self.tenant)
+        if self._located is None:  # what is pinned stands still; a file that is opened by `begin` has its own place alone
+            self._reached, self._reached_us = self.fleet.reached(self.tenant)
 
     def _open(self) -> None:
         self._located = self.fleet.located(self.tenant)
-        self.path = self._located or self.fleet.path(self.tenant)
+        self.path = self._located or self._live
         self._path_text = str(self.path)
         self._reached, self._reached_us = Place(0, 0), 0
         try:

@@ -3,6 +3,7 @@
     TimeTravel    D1's time travel: bookmarks of the past, and a database taken back to one; readers follow its pins
     Lifecycle     databases before their first row, and after their last
     Observer      what the dashboard shows of the whole pipeline, and of one tenant
+    Elsewhere     where the tenants are that are not here (`edge.router`)
 
 Without one, the API answers that it has no such thing, in D1's shape.
 """
@@ -63,9 +64,21 @@ class Observer(Protocol):
         """What there is to know of it, as JSON. Raises TenantUnknown."""
 
 
+class Elsewhere(Protocol):
+    """Which tenants are not this machine's."""
+
+    def owner_of(self, partition: int) -> str | None:
+        """The URL of the edge beside the partition's owner; empty: it tells none; None: nobody has claimed it. Called in
+        threads. Raises HeadraceError."""
+
+    def region_of(self, tenant: str) -> str | None:
+        """The region that the tenant is placed in by name, when it is not this one."""
+
+
 class Seams(NamedTuple):
     """All of them."""
 
     time_travel: TimeTravel | None = None
     lifecycle: Lifecycle | None = None
     observer: Observer | None = None
+    elsewhere: Elsewhere | None = None

@@ -44,6 +44,16 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """What answers say of the region that served them, in D1's words: WNAM, ENAM, WEUR, EEUR, APAC, OC."""
     colo: Annotated[str, Meta(pattern="^[A-Z]{0,8}$")] = "HDR"
     """What answers say of the place that served them: three letters."""
+    advertise: Annotated[str, Meta(pattern="^(https?://[^/?#@]+)?$")] = ""
+    """Where other machines and their clients reach this machine's edge, such as `http://10.0.0.7:8787`. The applier beside
+    it writes it into its claims (`snapshots.url`): so each edge knows whose partitions are where."""
+    route: Literal["off", "proxy", "redirect"] = "off"
+    """What becomes of a request for a tenant whose partition another machine has. proxy: it is asked, and its answer
+    passed on; both look at the token. redirect: 307 to it. off: answered from what is here. Needs `advertise` and
+    `snapshots.url`."""
+    regions: dict[str, Annotated[str, Meta(pattern="^https?://[^/?#@]+$")]] = {}
+    """Where the edges of other regions are, by the regions' names in `placement`, for tenants that its lists place there: a
+    request for one is answered with 307, never with a row. Of regions that are not named here the answer is 421."""
     account: str = ""
     """The only account id that requests may name; empty: any, since clients must name one."""
     statement_timeout_s: Positive = 30.0

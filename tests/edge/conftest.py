@@ -53,7 +53,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
     running: list[Served] = []
 
     def start(replicas: Path, **edge: object) -> Served:
-        running.append(Served(tmp_path, replicas, **edge))
+        running.append(Served(tmp_path, replicas, None, **edge))
         return running[-1]
 
     yield start
