@@ -4,6 +4,7 @@
     /binding/{database}/query, /execute              what a Worker's D1 binding speaks
     /client/v4/graphql                               what wrangler asks of what was counted
     /exports/{name}                                  what an export's link leads to
+    /dashboard/...                                   a page for people (`edge.dashboard`)
     /healthz, /readyz, /openapi.json
 
 Here are the routes, and what lives as long as the process does; `edge.door` stands before every request, `edge.queries` and
@@ -31,6 +32,8 @@ from edge import openapi, rendering
 from edge.analytics import Analytics, in_graphql_form
 from edge.counts import Counts
 from edge.d1_errors import D1Error
+from edge.dashboard.events import Events
+from edge.dashboard.pages import Pages, to_page
 from edge.databases import Databases
 from edge.door import JSON, Door, Handler, Refusal, in_envelope
 from edge.exports import Exports
@@ -111,9 +114,21 @@ class Api:
             Route("/binding/{database}/execute", binding, methods=["POST"]),
             Route("/client/v4/graphql", guarded(analytics.graphql, in_graphql_form), methods=["POST"]),
             Route("/exports/{name}", guarded(databases.fetch), methods=["GET"]),
+            *(self._dashboard(door) if self._config.dashboard else ()),
             Route("/healthz", _health, methods=["GET"]),
             Route("/readyz", self._ready, methods=["GET"]),
             Route("/openapi.json", _openapi, methods=["GET"]),
+        ]
+
+    def _dashboard(self, door: Door) -> list[BaseRoute]:
+        guarded, pages = door.guarded, Pages()
+        events = Events(door, self._seams.observer, self._config)
+        return [
+            Route("/dashboard", guarded(to_page), methods=["GET"]),
+            Route("/dashboard/events", guarded(events.stream), methods=["GET"]),
+            Route("/dashboard/tenants", guarded(events.tenants), methods=["GET"]),
+            Route("/dashboard/questions", guarded(events.questions), methods=["GET"]),
+            Route("/dashboard/{name:path}", guarded(pages.get), methods=["GET"]),
         ]
 
     async def _ready(self, _request: Request) -> Response:

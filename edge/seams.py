@@ -2,6 +2,7 @@
 
     TimeTravel    D1's time travel: bookmarks of the past, and a database taken back to one; readers follow its pins
     Lifecycle     databases before their first row, and after their last
+    Observer      what the dashboard shows of the whole pipeline, and of one tenant
     Elsewhere     where the tenants are that are not here (`edge.router`)
 
 Without one, the API answers that it has no such thing, in D1's shape.
@@ -10,6 +11,8 @@ Without one, the API answers that it has no such thing, in D1's shape.
 from __future__ import annotations
 
 import datetime
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
 
@@ -41,6 +44,26 @@ class Lifecycle(Protocol):
         """Nothing is left of it."""
 
 
+class News(NamedTuple):
+    """What the dashboard is told. `kind`: `history` at first, then `frame` again and again. `json`: on one line."""
+
+    kind: str
+    json: bytes
+
+
+class Observer(Protocol):
+    """The pipeline as others see it. `sign_of` and `tenant` are called in threads, and may raise HeadraceError."""
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[News]]:
+        """Told for as long as it is open; ends when the process that asks does. Raises OSError."""
+
+    def sign_of(self, tenant: str) -> object:
+        """Equal for as long as there is nothing new of the tenant; cheap."""
+
+    def tenant(self, tenant: str) -> bytes:
+        """What there is to know of it, as JSON. Raises TenantUnknown."""
+
+
 class Elsewhere(Protocol):
     """Which tenants are not this machine's."""
 
@@ -57,4 +80,5 @@ class Seams(NamedTuple):
 
     time_travel: TimeTravel | None = None
     lifecycle: Lifecycle | None = None
+    observer: Observer | None = None
     elsewhere: Elsewhere | None = None

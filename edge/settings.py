@@ -33,6 +33,11 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Where refusals, exports and all that is asked with an admin's token is noted, a JSON line each. Empty: nowhere."""
     usage: str = ".headrace/usage.db"
     """Where queries and rows are counted, for `headrace usage`. Empty: nowhere."""
+    dashboard: bool = True
+    """Whether /dashboard/ is served, a page that shows the pipeline to tokens for all tenants (`docs/dashboard.md`)."""
+    questions: str = ""
+    """A file of queries that the dashboard asks of the tenant that is shown: a JSON list of objects with `title`, `sql` and,
+    if it is to have any, `params`. Empty: none."""
     exports: str = ".headrace/exports"
     """Where exports wait for their download, for an hour."""
     region: Annotated[str, Meta(pattern="^[A-Z]{0,8}$")] = "WEUR"

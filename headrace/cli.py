@@ -6,6 +6,7 @@ answer: as tables for people, as one JSON document with --json. Errors are one p
 from __future__ import annotations
 
 import enum
+import importlib.metadata
 import re
 import sys
 from pathlib import Path
@@ -26,6 +27,21 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="One shared, multi-tenant Postgres in; one SQLite database per tenant out.",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        output.out.print(f"headrace {importlib.metadata.version('headrace')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 class LogLevel(enum.StrEnum):
@@ -589,6 +605,33 @@ def tenant_history(
         output.print_json(happened)
     else:
         show_history(happened)
+
+
+@app.command()
+def dashboard(
+    tenant: Annotated[list[str] | None, typer.Option(help="Only this tenant; may be given again. Without, all.")] = None,
+    expires: Annotated[
+        str, typer.Option(metavar="AGE", help="How long the address is good for: 15m, 12h; a day at most.")
+    ] = "1h",
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in the desktop's browser, too.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the address of the dashboard that `headrace edge` serves, with a token that only reads and soon expires."""
+    from headrace.dashboard.link import link, open_browser, show_link
+    from headrace.places import parse_age_s
+
+    try:
+        lifetime_s = int(parse_age_s(expires))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--expires") from None
+    made = link(load(config), lifetime_s, tenant or ())
+    if as_json:
+        output.print_json(made)
+    else:
+        show_link(made)
+    if open_it:
+        open_browser(made.url)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -23,6 +23,7 @@ from edge.settings import EdgeOptions
 from edge.tokens import TokenFile
 from headrace import output
 from headrace.config import Config
+from headrace.dashboard.hub import Hub
 from headrace.errors import PortTaken
 from headrace.metrics import serving
 from headrace.status_file import EdgeStatus, StatusFile
@@ -48,10 +49,11 @@ def run_edge(config: Config, level: str) -> None:
     except HeadraceError as error:
         status_file.failed(error, retrying=False)
         raise
-    counts = Path(config.run.path) / "edge-counts" if config.metrics.address("edge") else None
+    asked = bool(config.metrics.address("edge")) or edge.dashboard
+    counts = Path(config.run.path) / "edge-counts" if asked else None
     if counts is not None:
         forget_counts(counts)
-    watch = _watch(config) if counts is not None else None
+    watch = _watch(config) if config.metrics.address("edge") else None
 
     def fill(samples: Samples) -> None:
         from headrace.metrics.samples import fill_edge, fill_source
@@ -62,10 +64,15 @@ def run_edge(config: Config, level: str) -> None:
             fill_source(samples, config.source.slot, watch.latest)
 
     options = EdgeOptions(root=config.replicas.path, config=edge, counts=str(counts or ""))
-    with serving(config, "edge", fill), watch or nullcontext():
+    with ExitStack() as running:
+        running.enter_context(serving(config, "edge", fill))
+        if watch is not None:
+            running.enter_context(watch)
+        hub = running.enter_context(Hub(config, counts)) if edge.dashboard else None
         status_file.write(EdgeStatus("serving", url, edge.workers))
         log.info("serving", url=url, workers=edge.workers, auth=edge.auth)
-        serve(options, partial(_prepare, config, level))
+        where, ending = (hub.path, hub.close) if hub is not None else (None, lambda: None)
+        serve(options, partial(_prepare, config, level, where), ending)
     status_file.stopped()
     log.info("stopped")
 
@@ -78,12 +85,12 @@ def _watch(config: Config) -> SlotWatch | None:
     return SlotWatch(config.dsn(), source.slot, WatchOptions(interval_s=source.watch_interval_s, heartbeat_s=0))
 
 
-def _prepare(config: Config, level: str) -> Seams:
-    """In each worker process."""
+def _prepare(config: Config, level: str, hub: str | None) -> Seams:
+    """In each worker process. `hub`: where the dashboard's is."""
     output.configure_logging(level=level, stage="edge")
     from headrace.edge_lifecycle import make_seams
 
-    return make_seams(config)
+    return make_seams(config, hub)
 
 
 def _wait_for_replicas(root: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from appliers.catalog import Catalog
 from appliers.errors import PartitionInUse, StateForeign
+from appliers.orders import Order
 from appliers.state import PartitionState, Quarantined, State
 from cdc.facts import Index
 from fanout.errors import LogReplaced, PartitionCountChanged
@@ -91,3 +94,39 @@ def test_a_partition_has_one_owner(tmp_path: Path) -> None:
     one.close()
     other.own([1])
     other.close()
+
+
+def test_columns_of_a_later_version_are_passed_over(tmp_path: Path) -> None:
+    """Whoever goes back to this version from a later one, which has widened every table, reads and writes as before."""
+    place, entry = PartitionState(2, 77, 1, True, 500, 123), Quarantined("bad", 1, 5, "1:0/5:0", "RowMissing", "-", "-", 1)
+    order, items = Order("bad", "release", "1:0/5:0", "me", 7), relation()
+
+    def use(state: State) -> None:
+        state.save_partitions({2: place})
+        state.quarantine(entry)
+        state.save_schema(schema(items))
+        state.save_facts(1, 10, [facts(items)])
+        state.save_followed({2: (1, 10, 0)})
+        state.save_dirty({2: {"good": 9}})
+        state.orders.ask(order)
+        state.orders.ask_to_erase("gone", 3, "me")
+
+    def found(state: State) -> tuple[object, ...]:
+        tables = [schema.digest for schema in state.tables().schemas]
+        return state.partitions([2]), state.quarantined(), state.followed(), state.orders.all(), state.erasing([3]), tables
+
+    state = State(tmp_path, LOG, 4)
+    use(state)
+    before = found(state)
+    state.close()
+    with closing(sqlite3.connect(tmp_path / "state.db")) as conn, conn:
+        for (table,) in conn.execute("select name from sqlite_schema where type = 'table'").fetchall():
+            conn.execute(f"alter table {table} add column later integer not null default 1")
+    again = State(tmp_path, LOG, 4)
+    assert found(again) == before
+    use(again)
+    assert found(again) == before
+    moved = msgspec.structs.replace(place, offset=99)
+    again.save_partitions({2: moved})
+    assert again.partitions([2]) == {2: moved}
+    again.close()
