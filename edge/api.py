@@ -30,6 +30,7 @@ from appliers.reader import Directory
 from cdc.errors import HeadraceError
 from edge import openapi, rendering
 from edge.analytics import Analytics, in_graphql_form
+from edge.copies import Copies
 from edge.counts import Counts
 from edge.d1_errors import D1Error
 from edge.dashboard.events import Events
@@ -78,7 +79,10 @@ class Api:
             databases = Databases(config, door, pool, names, exports, self._seams)
             analytics = Analytics(config, door, usage)
             elsewhere = self._seams.elsewhere
-            router = None if elsewhere is None else Router(config, door, fleet, elsewhere)
+            copier = self._seams.copier
+            copies = None if copier is None else Copies(fleet, config, copier)
+            router = None if elsewhere is None else Router(config, door, fleet, elsewhere, copies)
+            databases.router = router
             application.router.routes.extend(self._routes(door, queries, databases, analytics, router))
             try:
                 yield
@@ -99,16 +103,19 @@ class Api:
         def of_one(handle: Handler, refuse: Refusal = in_envelope) -> Handler:
             return guarded(handle if router is None else router.routed(handle), refuse)
 
+        def changing(handle: Handler) -> Handler:
+            return guarded(handle if router is None else router.routed(handle, reads=False))
+
         binding = of_one(queries.binding, in_bindings_form)
-        get, edit = of_one(databases.get), of_one(databases.edit)
+        get, edit = of_one(databases.get), changing(databases.edit)
         return [
             Route(one + "/query", of_one(queries.query), methods=["POST"]),
             Route(one + "/raw", of_one(queries.raw), methods=["POST"]),
             Route(one + "/export", of_one(databases.export), methods=["POST"]),
             Route(one + "/import", of_one(databases.refuse_write), methods=["POST"]),
             Route(one + "/time_travel/bookmark", of_one(databases.bookmark), methods=["GET"]),
-            Route(one + "/time_travel/restore", of_one(databases.restore), methods=["POST"]),
-            _resource(one, GET=get, DELETE=of_one(databases.delete), PUT=edit, PATCH=edit),
+            Route(one + "/time_travel/restore", changing(databases.restore), methods=["POST"]),
+            _resource(one, GET=get, DELETE=changing(databases.delete), PUT=edit, PATCH=edit),
             _resource(BASE, GET=guarded(databases.list), POST=guarded(databases.create)),
             Route("/binding/{database}/query", binding, methods=["POST"]),
             Route("/binding/{database}/execute", binding, methods=["POST"]),

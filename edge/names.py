@@ -89,6 +89,10 @@ class Names:
         first = bisect_left(self._sorted, start)
         return self._sorted[first : bisect_left(self._sorted, start + "\U0010ffff", first)]
 
+    def partition(self, tenant: str) -> int:
+        """Where it is."""
+        return self._fleet.partition(tenant)
+
     def describe(self, tenant: str) -> Database:
         """One of them. Raises FileNotFoundError when its file has gone."""
         found = self._fleet.path(tenant).stat()

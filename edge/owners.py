@@ -76,6 +76,6 @@ class Owners:
     def doubt(self, partition: int, reached_us: int) -> float | None:
         """How old may be what says that the partition is ours; None: any age. `reached_us`: of its place here, Unix
         microseconds."""
-        if not is_locked(partition_directory(self._root, partition)):
+        if not is_locked(partition_directory(self._root, partition), alone=True):
             return SOON_S
         return _STILL_S if time.time() - reached_us / 1e6 > _STILL_S else None

@@ -52,6 +52,7 @@ class Answer(NamedTuple):
     bookmark: str
     bytes: int
     pinned: bool
+    copied: bool = False
 
 
 class Session:
@@ -85,7 +86,7 @@ class Session:
                     raise
             if watch.over:
                 raise apsw.InterruptError
-            return Answer(results, replica.bookmark, replica.bytes, replica.is_pinned)
+            return Answer(results, replica.bookmark, replica.bytes, replica.is_pinned, replica.is_copy)
         finally:
             if steps is not None:  # whose count goes on over all runs of a statement, so also of those that are ours
                 connection.set_progress_handler(None)

@@ -68,6 +68,8 @@ class Fleet:
         self.directory = Directory(root)
         self.partitions = self.directory.partition_count
         self._progress = ProgressReader(root)
+        self.copies: dict[str, tuple[Path, Place]] = {}
+        """Read in place of replicas that other machines have, and how far each is (`edge.copies`)."""
 
     def partition(self, tenant: str) -> int:
         """Where the tenant's replica is, or would be."""
@@ -83,6 +85,8 @@ class Fleet:
 
     def located(self, tenant: str) -> Path | None:
         """The file that is served in place of the tenant's replica, if one is."""
+        if (copy := self.copies.get(tenant)) is not None:
+            return copy[0]
         return pins.located(self.root, self.partitions, tenant)
 
     def reached(self, tenant: str) -> tuple[Place, int]:
@@ -175,7 +179,7 @@ class Replica:
         self.bytes = found.st_size
         if (found.st_dev, found.st_ino) != self._file:
             return False
-        if self._located is None and _number(self._pin_text) is None:
+        if self._located is None and _number(self._pin_text) is None and self.tenant not in self.fleet.copies:
             return True
         return self.fleet.located(self.tenant) == self._located
 
@@ -204,7 +208,7 @@ class Replica:
     @property
     def is_pinned(self) -> bool:
         """Whether what `begin` found is not the live replica, but as of a place in its past."""
-        return self._located is not None
+        return self._located is not None and not self.is_copy
 
     @property
     def place(self) -> Place:
@@ -245,7 +249,10 @@ class Replica:
         self._located = self.fleet.located(self.tenant)
         self.path = self._located or self._live
         self._path_text = str(self.path)
-        self._reached, self._reached_us = Place(0, 0), 0
+        copy = self.fleet.copies.get(self.tenant)
+        self.is_copy = copy is not None
+        """Whether the file was made here, of snapshot and log, in place of another machine's."""
+        self._reached, self._reached_us = Place(0, 0) if copy is None else copy[1], 0
         try:
             self._file = _number(self._path_text)
             if self._file is None:

@@ -3,6 +3,7 @@
     here        the partition is ours by its claim, or nobody's: answered from the replicas of this machine
     proxy       the owner is asked, and its answer streamed through: status, headers, body as they come
     redirect    307 to the owner, for clients that follow one and keep their token
+    hydrate     what reads is answered from a copy that is made here (`edge.copies`); what does not is passed on
     region      a tenant that is placed in another region: 307 to that region's edge, or 421. Never passed through here, for
                 then its rows would be
 
@@ -17,8 +18,10 @@ refused, or that never reached it.
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from collections.abc import AsyncIterator, Mapping
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import httpx
@@ -28,10 +31,12 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from cdc.errors import HeadraceError
+from edge.copies import Copies
 from edge.d1_errors import TRANSIENT, D1Error
 from edge.door import Door, Handler, content_of
 from edge.names import Names, uuid_of
 from edge.owners import SENT_S, SOON_S, Owners
+from edge.queries import wanted_of
 from edge.replica import Fleet
 from edge.seams import Elsewhere
 from edge.settings import EdgeConfig
@@ -45,6 +50,7 @@ _HOP_QUERY: Final = "headrace-hop"
 _CONNECT_S: Final = 2.0
 _MARGIN_S: Final = 5.0
 _CONNECTIONS: Final = 100
+_PAGE: Final = 10_000
 _HEADERS_OF_ONE_HOP: Final = """
 connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade
 """
@@ -61,14 +67,21 @@ class _Named(msgspec.Struct):
     result: _Name
 
 
+class _Listed(msgspec.Struct):
+    result: list[dict[str, Any]]
+
+
 class Router:
     """One process'. To be made and used within its event loop."""
 
-    def __init__(self, config: EdgeConfig, door: Door, fleet: Fleet, elsewhere: Elsewhere) -> None:
+    def __init__(
+        self, config: EdgeConfig, door: Door, fleet: Fleet, elsewhere: Elsewhere, copies: Copies | None = None
+    ) -> None:
         self._config = config
         self._door = door
         self._fleet = fleet
         self._elsewhere = elsewhere
+        self._copies = copies
         self._owners = Owners(elsewhere.owner_of, fleet.root, config.advertise)
         longest_s = config.statement_timeout_s + config.queue_timeout_s + config.bookmark_wait_s + _MARGIN_S
         self._client = httpx.AsyncClient(
@@ -79,14 +92,15 @@ class Router:
             trust_env=False,
         )
 
-    def routed(self, handle: Handler) -> Handler:
-        """Around the handler of one database. Raises D1Error, and what the handler raises."""
+    def routed(self, handle: Handler, *, reads: bool = True) -> Handler:
+        """Around the handler of one database. `reads`: a copy of the rows answers it. Raises D1Error, and what the handler
+        raises."""
 
         async def handled(request: Request) -> Response:
             access = self._door.access(request)
             self._learn_own(request.path_params["database"], access)
             tenant = await self._door.tenant(request, access)
-            marked = HOP in request.headers or _HOP_QUERY in request.query_params
+            marked = _is_marked(request)
             if self._config.route != "off" and not marked and self._names.is_unknown(tenant):
                 tenant = await self._ask_whose(request, tenant)
             if (region := self._elsewhere.region_of(tenant)) is not None:
@@ -102,6 +116,12 @@ class Router:
                 if await self._is_here(partition, SENT_S):
                     return await handle(request)
                 return _redirect(request, await self._owner(partition))
+            if self._copies is not None and reads:  # of which nobody tells us either
+                if await self._is_here(partition, SENT_S):
+                    self._copies.forget(tenant)
+                    return await handle(request)
+                async with self._copies.reading(tenant, wanted_of(request)):
+                    return await handle(request)
             if await self._is_here(partition):
                 return await handle(request)
             return await self._pass_on(request, handle, partition)
@@ -150,6 +170,39 @@ class Router:
                 log.warning("another machine does not answer", url=url, reason=type(error).__name__)
         return uuid
 
+    @property
+    def routes(self) -> bool:
+        """Whether other machines' tenants are answered for here."""
+        return self._config.route != "off"
+
+    async def listed(self, request: Request, start: str) -> tuple[set[int], dict[str, dict[str, Any]]]:
+        """The partitions of which this machine lists what it has, and what the others list of theirs, by name. Raises
+        D1Error when one does not answer: half a list looks like a whole one."""
+        partitions = range(self._fleet.partitions)
+        found = await asyncio.gather(*(self._is_here(partition, SENT_S) for partition in partitions))
+        here = {partition for partition, is_here in zip(partitions, found, strict=True) if is_here}
+        if _is_marked(request):
+            return here, {}
+        owners = {await self._owner(partition) for partition in partitions if partition not in here}
+        lists = await asyncio.gather(*(self._list_of(request, url, start) for url in sorted(owners)))
+        return here, {database["name"]: database for databases in lists for database in databases}
+
+    async def _list_of(self, request: Request, url: str, start: str) -> list[dict[str, Any]]:
+        headers = {HOP: self._owners.ours, "authorization": request.headers.get("authorization", "")}
+        found: list[dict[str, Any]] = []
+        for page in itertools.count(1):
+            query: dict[str, str | int] = {"name": start, "per_page": _PAGE, "page": page}
+            try:
+                answer = await self._client.get(url + request.url.path, params=query, headers=headers)
+                said = msgspec.json.decode(answer.raise_for_status().content, type=_Listed)
+            except (httpx.HTTPError, msgspec.MsgspecError) as error:
+                log.warning("another machine does not answer", url=url, reason=type(error).__name__)
+                raise _moving() from error
+            found += said.result
+            if len(said.result) < _PAGE:
+                break
+        return found
+
     async def _owner(self, partition: int, newer_than_s: float | None = None) -> str:
         """Raises D1Error when it tells no address."""
         owner = await self._owners.of(partition, newer_than_s)
@@ -192,8 +245,10 @@ class Router:
         return _redirect(request, url)
 
     async def close(self) -> None:
-        """Let go of the connections."""
+        """Let go of connections and copies."""
         await self._client.aclose()
+        if self._copies is not None:
+            self._copies.close()
 
 
 async def _streamed(answer: httpx.Response) -> AsyncIterator[bytes]:
@@ -217,6 +272,10 @@ def _target(request: Request) -> str:
 def _redirect(request: Request, url: str) -> Response:
     target = _target(request)
     return Response(None, 307, {"location": f"{url}{target}{'&' if '?' in target else '?'}{_HOP_QUERY}=1"})
+
+
+def _is_marked(request: Request) -> bool:
+    return HOP in request.headers or _HOP_QUERY in request.query_params
 
 
 def _misdirected() -> D1Error:

@@ -4,6 +4,7 @@
     Lifecycle     databases before their first row, and after their last
     Observer      what the dashboard shows of the whole pipeline, and of one tenant
     Elsewhere     where the tenants are that are not here (`edge.router`)
+    Copier        a tenant's replica from snapshot and log (`edge.copies`)
 
 Without one, the API answers that it has no such thing, in D1's shape.
 """
@@ -13,7 +14,10 @@ from __future__ import annotations
 import datetime
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import NamedTuple, Protocol
+
+from edge.bookmark import Place
 
 
 class Restored(NamedTuple):
@@ -75,6 +79,14 @@ class Elsewhere(Protocol):
         """The region that the tenant is placed in by name, when it is not this one."""
 
 
+class Copier(Protocol):
+    """Called in threads."""
+
+    def make(self, tenant: str, path: Path, after: Place | None, wait_s: float) -> Place:
+        """A replica in a file that is not there yet, of all that the log holds, and how far that is. `after`: the log is
+        waited for until it is there, for `wait_s` at most. Raises HeadraceError."""
+
+
 class Seams(NamedTuple):
     """All of them."""
 
@@ -82,3 +94,4 @@ class Seams(NamedTuple):
     lifecycle: Lifecycle | None = None
     observer: Observer | None = None
     elsewhere: Elsewhere | None = None
+    copier: Copier | None = None

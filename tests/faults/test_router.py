@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import httpx
 import psycopg
 import pytest
 
+from cdc.lsn import format_lsn
 from edge.tokens import TokenFile
 from fanout.log import LogConfig
 from headrace.local_postgres import free_port
@@ -23,9 +24,9 @@ SQL: Final = "select id, balance from accounts order by id"
 
 
 class Machine:
-    """An applier of the group, and the edge beside it."""
+    """An applier of the group, and the edge beside it; or an edge alone."""
 
-    def __init__(self, group: Group, name: str, token: str) -> None:
+    def __init__(self, group: Group, name: str, token: str, *, applier: bool = True, route: str = "proxy") -> None:
         pipeline = group.pipeline
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
@@ -33,15 +34,18 @@ class Machine:
             "advertise": self.url,
             "port": port,
             "workers": 1,
-            "route": "proxy",
+            "route": route,
+            "copies": str(pipeline.directory / f"copies-{name}"),
             "tokens": str(pipeline.directory / "tokens.json"),
             "usage": str(pipeline.directory / f"usage-{name}.db"),
         }
         group.edges[name] = edge
-        group.start(name)
-        self.applier = group.members[name]
+        if applier:
+            group.start(name)
+            self.applier = group.members[name]
         more = group.sections(name)
         more["run"] = {"path": str(pipeline.directory / f"run-{name}")}
+        self.token = token
         self.edge: Stage = pipeline.edge(pipeline.configure(f"edge-{name}.toml", more=more))
         self.client = httpx.Client(
             base_url=f"{self.url}/client/v4/accounts/x/d1/database/",
@@ -49,13 +53,19 @@ class Machine:
             timeout=60,
         )
 
-    def ask(self, tenant: str) -> list[tuple[Any, ...]] | int:
+    def ask(self, tenant: str, headers: Mapping[str, str] | None = None) -> list[tuple[Any, ...]] | int:
         """The tenant's accounts, or the status of a refusal."""
-        answer = self.client.post(f"{tenant}/raw", json={"sql": SQL})
+        answer = self.client.post(f"{tenant}/raw", json={"sql": SQL}, headers=headers)
         if answer.status_code != 200:
             assert answer.status_code != 503 or answer.headers["retry-after"]
             return answer.status_code
         return [tuple(row) for row in answer.json()["result"][0]["results"]["rows"]]
+
+    def listed(self) -> list[str]:
+        """The names of all databases."""
+        answer = self.client.get(str(self.client.base_url).rstrip("/"), params={"per_page": 1000})
+        assert answer.status_code == 200, answer.text
+        return [database["name"] for database in answer.json()["result"]]
 
     def answers(self) -> bool:
         self.edge.assert_running()
@@ -107,6 +117,8 @@ def test_each_machine_answers_for_every_tenant(machines: tuple[Group, Machine, M
     held = accounts(pipeline.conn)
     for machine in (a, b):
         assert {tenant: machine.ask(tenant) for tenant in held} == held
+        assert set(held) <= set(machine.listed())
+    assert a.listed() == b.listed()
 
     del group.members["a"]
     a.kill()
@@ -116,3 +128,15 @@ def test_each_machine_answers_for_every_tenant(machines: tuple[Group, Machine, M
     assert refused <= {503}
     wait_until(lambda: {tenant: b.ask(tenant) for tenant in held} == held, "b answers for all tenants")
     b.edge.stop()
+
+    # one without an applier needs none of them: it reads snapshots and log
+    group.members["b"].kill()
+    c = Machine(group, "c", b.token, applier=False, route="hydrate")
+    wait_until(c.answers, "an edge alone answers")
+    pipeline.conn.execute("update accounts set balance = balance + 1, opening = opening + 1 where id = 2")
+    behind = {"x-d1-bookmark": f"1:{format_lsn(pipeline.current_lsn())}"}
+    held = accounts(pipeline.conn)
+    assert {tenant: c.ask(tenant, behind) for tenant in held} == held
+    assert list(group.root("c").glob("*/*.db")) == []
+    c.edge.stop()
+    c.client.close()
