@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test faults torture lint types bench docs kafka lock clean
+.PHONY: help demo test faults torture soak lint types bench docs kafka lock clean
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -23,7 +23,7 @@ demo: $(READY) ## live replication for 100 tenants on this machine (SECONDS=30 e
 	$(BIN)/headrace demo $(if $(SECONDS),--seconds $(SECONDS))
 
 test: $(READY) ## run the tests (PYTEST_ARGS="-k name -x", JOBS=1 one after the other)
-	$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadgroup $(PYTEST_ARGS)
 
 faults: $(READY) ## kill, cut and fill disks at length (KILLS=50 on each log, SEED=n repeats a run)
 	HEADRACE_KILLS=$(or $(KILLS),50) $(if $(SEED),HEADRACE_SEED=$(SEED)) $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
@@ -31,6 +31,9 @@ faults: $(READY) ## kill, cut and fill disks at length (KILLS=50 on each log, SE
 torture: $(READY) ## random tables, transactions and kills (SECONDS=600 on each log, SEED=n repeats a run)
 	HEADRACE_TORTURE_SECONDS=$(or $(SECONDS),600) HEADRACE_SEED=$(or $(SEED),$(shell echo $$RANDOM)) \
 		$(BIN)/python -m pytest tests/torture $(PYTEST_ARGS)
+
+soak: $(READY) ## everything for long, with faults, and what grows (SECONDS=1800, SEED=n); writes docs/soak.md
+	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),1800) $(if $(SEED),--seed $(SEED)) $(SOAK_ARGS)
 
 lint: $(READY) ## check style and format
 	$(BIN)/ruff check

@@ -64,6 +64,9 @@ class Order(msgspec.Struct, frozen=True):
     asked_ms: int
 
 
+_COLUMNS: Final = ", ".join(Order.__struct_fields__)
+
+
 class Happened(msgspec.Struct, frozen=True):
     """A line of the audit trail. `at_ms`: Unix milliseconds."""
 
@@ -91,20 +94,22 @@ class Orders:
     def all(self) -> list[Order]:
         """Those that wait, the oldest first."""
         with translated(self._path):
-            rows: list[Any] = self._conn.execute("select * from orders order by asked_ms").fetchall()
+            rows: list[Any] = self._conn.execute(f"select {_COLUMNS} from orders order by asked_ms").fetchall()
         return [Order(*row) for row in rows]
 
     def ask(self, order: Order) -> None:
         """The last one about a tenant counts."""
         with translated(self._path), self._conn:
-            self._conn.execute("insert or replace into orders values (?, ?, ?, ?, ?)", msgspec.structs.astuple(order))
+            self._conn.execute(
+                f"insert or replace into orders ({_COLUMNS}) values (?, ?, ?, ?, ?)", msgspec.structs.astuple(order)
+            )
             event: Event = "asked to release" if order.action == "release" else "asked to skip"
             self.note(order.tenant, event, order.asked_by, order.position, order.asked_ms)
 
     def ask_to_erase(self, tenant: str, partition: int, by: str) -> None:
         """Nothing is to be left of a tenant without rows (`appliers.erasure`)."""
         with translated(self._path), self._conn:
-            self._conn.execute("insert or ignore into erasing values (?, ?)", (tenant, partition))
+            self._conn.execute("insert or ignore into erasing (tenant, partition) values (?, ?)", (tenant, partition))
             self.note(tenant, "asked to erase", by, "")
 
     def settle(self, order: Order, event: Event, detail: str) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -39,6 +40,8 @@ from fanout.errors import LogReplaced, PartitionCountChanged
 from fanout.log.interface import BEGINNING
 
 _FORMAT: Final = "1"
+_LOOKS, _LOOK_S = 20, 0.005
+"""Who only looks whether somebody has a partition (`locks.is_locked`) has it himself for that moment."""
 SHARED_PARTITION: Final = -1
 """Where the shared replica is noted: it is of no partition."""
 
@@ -125,15 +128,16 @@ class Quarantined(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def select_partitions(conn: apsw.Connection) -> dict[int, PartitionState]:
     """Every partition's state as saved."""
+    # a read-only look may meet an older file, without `stale`; columns of a newer one come behind it
     rows: list[Any] = conn.execute("select * from partitions").fetchall()
-    states = (PartitionState(row[0], row[1], row[2], bool(row[3]), row[4], row[5], any(row[6:])) for row in rows)
+    states = (PartitionState(row[0], row[1], row[2], bool(row[3]), row[4], row[5], any(row[6:7])) for row in rows)
     return {state.partition: state for state in states}
 
 
 def select_quarantined(conn: apsw.Connection) -> dict[str, Quarantined]:
     """Tenants that stopped, as saved."""
     rows: list[Any] = conn.execute("select * from quarantine").fetchall()
-    return {row[0]: Quarantined(*row[:9], *map(bool, row[9:])) for row in rows}
+    return {row[0]: Quarantined(*row[:9], *map(bool, row[9:10])) for row in rows}
 
 
 def select_tables(conn: apsw.Connection) -> Tables:
@@ -195,7 +199,7 @@ class State:
                         conn.execute(_CREATE)
                         conn.pragma("application_id", APPLICATION_ID)
                         conn.executemany(
-                            "insert into meta values (?, ?)",
+                            "insert into meta (name, value) values (?, ?)",
                             [("format", _FORMAT), ("log", log_identity), ("partitions", str(partitions))],
                         )
                     conn.execute(_CREATE_LATER + CREATE_ORDERS)
@@ -219,9 +223,16 @@ class State:
     def own(self, partitions: Iterable[int]) -> None:
         """Lock these partitions' directories, all or none. Raises PartitionInUse, StorageUnavailable."""
         for partition in partitions:
-            if not self.try_own(partition):
+            if not self._own_soon(partition):
                 self.close()
                 raise PartitionInUse("Another applier writes this partition", partition=partition)
+
+    def _own_soon(self, partition: int) -> bool:
+        for _ in range(_LOOKS):
+            if self.try_own(partition):
+                return True
+            time.sleep(_LOOK_S)
+        return False
 
     def try_own(self, partition: int) -> bool:
         """Lock the partition's directory until `disown` or `close`; False while another process has it."""
@@ -255,14 +266,14 @@ class State:
                 known = self._conn.execute("select body from schemas where digest = ?", (schema.digest,)).get
                 if known is None or place_of(msgspec.msgpack.decode(known, type=Schema)) <= place_of(schema):
                     self._conn.execute(
-                        "insert or replace into schemas values (?, ?, ?)",
+                        "insert or replace into schemas (digest, generation, body) values (?, ?, ?)",
                         (schema.digest, schema.generation, msgspec.msgpack.encode(schema)),
                     )
 
     def save_facts(self, generation: int, commit_lsn: int, tables: list[TableFacts]) -> None:
         """A Catalog record that said something new."""
         self._write(
-            "insert into facts values (1, ?, ?, ?) on conflict (id) do update"
+            "insert into facts (id, generation, commit_lsn, body) values (1, ?, ?, ?) on conflict (id) do update"
             " set (generation, commit_lsn, body) = (excluded.generation, excluded.commit_lsn, excluded.body)"
             " where (excluded.generation, excluded.commit_lsn) > (facts.generation, facts.commit_lsn)",
             (generation, commit_lsn, msgspec.msgpack.encode(tables)),
@@ -273,7 +284,7 @@ class State:
         for oid in dropped.oids:
             place = (dropped.generation, dropped.commit_lsn, dropped.number)
             self._write(
-                "insert into dropped values (?, ?, ?, ?) on conflict (oid) do update"
+                "insert into dropped (oid, generation, commit_lsn, number) values (?, ?, ?, ?) on conflict (oid) do update"
                 " set (generation, commit_lsn, number) = (excluded.generation, excluded.commit_lsn, excluded.number)"
                 " where (excluded.generation, excluded.commit_lsn, excluded.number)"
                 " > (dropped.generation, dropped.commit_lsn, dropped.number)",
@@ -283,13 +294,16 @@ class State:
     def followed(self) -> dict[int, Place]:
         """Partition -> the place in the log up to which its replicas have followed."""
         with translated(self._path):
-            rows: list[Any] = self._conn.execute("select * from followed").fetchall()
+            rows: list[Any] = self._conn.execute("select partition, generation, commit_lsn, number from followed").fetchall()
         return {partition: (generation, commit_lsn, number) for partition, generation, commit_lsn, number in rows}
 
     def save_followed(self, places: Mapping[int, Place]) -> None:
         """Called behind the barrier only, for what it has made durable."""
         for partition, place in places.items():
-            self._write("insert or replace into followed values (?, ?, ?, ?)", (partition, *place))
+            self._write(
+                "insert or replace into followed (partition, generation, commit_lsn, number) values (?, ?, ?, ?)",
+                (partition, *place),
+            )
 
     def partitions(self, wanted: Iterable[int]) -> dict[int, PartitionState]:
         """The saved state of these partitions; one never read starts at the beginning."""
@@ -343,7 +357,7 @@ class State:
         dirty = [(p, name, at) for p, tenants in changed.items() for name, at in tenants.items() if at is not None]
         clean = [(p, name) for p, tenants in changed.items() for name, at in tenants.items() if at is None]
         with translated(self._path), self._conn:
-            self._conn.executemany("insert or replace into dirty values (?, ?, ?)", dirty)
+            self._conn.executemany("insert or replace into dirty (partition, tenant, offset) values (?, ?, ?)", dirty)
             self._conn.executemany("delete from dirty where partition = ? and tenant = ?", clean)
 
     def pending(self, partition: int) -> dict[str, bytes]:
@@ -359,7 +373,7 @@ class State:
         with translated(self._path), self._conn:
             self._conn.execute("delete from pending where partition = ?", (partition,))
             rows = [(tenant, partition, snapshot) for tenant, snapshot in snapshots.items()]
-            self._conn.executemany("insert into pending values (?, ?, ?)", rows)
+            self._conn.executemany("insert into pending (tenant, partition, snapshot) values (?, ?, ?)", rows)
 
     def forget_pending(self, tenants: Iterable[str]) -> None:
         """Their files are in place. Called behind the barrier only."""
@@ -372,12 +386,13 @@ class State:
         Called behind the barrier only. Raises StorageUnavailable, as all that writes here."""
         with translated(self._path), self._conn:
             self._conn.executemany(
-                "insert into replicas values (?, ?, ?) on conflict (tenant) do update"
+                "insert into replicas (tenant, partition, generation) values (?, ?, ?) on conflict (tenant) do update"
                 " set generation = max(generation, excluded.generation)",
                 replicas,
             )
             self._conn.executemany(
-                "insert or replace into partitions values (?, ?, ?, ?, ?, ?, ?)",
+                "insert or replace into partitions (partition, offset, generation, ready, lsn, time_us, stale)"
+                " values (?, ?, ?, ?, ?, ?, ?)",
                 [
                     (s.partition, s.offset, s.generation, int(s.ready), s.lsn, s.time_us, int(s.stale))
                     for s in states.values()
@@ -398,8 +413,9 @@ class State:
             self.orders.settle(order, "stopped again", _what(entry))
 
     def _insert(self, entry: Quarantined, otherwise: str) -> None:
-        values = msgspec.structs.astuple(entry)
-        self._conn.execute(f"insert or {otherwise} into quarantine values ({', '.join('?' * len(values))})", values)
+        names, values = Quarantined.__struct_fields__, msgspec.structs.astuple(entry)
+        statement = f"insert or {otherwise} into quarantine ({', '.join(names)}) values ({', '.join('?' * len(values))})"
+        self._conn.execute(statement, values)
 
     def quarantined(self) -> dict[str, Quarantined]:
         """Tenants that stopped."""
@@ -437,7 +453,7 @@ class State:
 
     def note_erasing(self, tenant: str, partition: int) -> None:
         """Its erasure begins."""
-        self._write("insert or ignore into erasing values (?, ?)", (tenant, partition))
+        self._write("insert or ignore into erasing (tenant, partition) values (?, ?)", (tenant, partition))
 
     def forget_erasing(self, tenant: str) -> None:
         """It is not erased, because it has rows."""

@@ -42,12 +42,15 @@ _REFUSALS = (
     ("no password supplied", "Put the password into `source.dsn`, or name a file that holds it: `source.dsn_file`."),
     ('" does not exist', "Correct the database and the user in `source.dsn`."),
     ("no pg_hba.conf entry", "Add a line for this host, role and database to pg_hba.conf, and reload."),
+    ("pg_hba.conf rejects", "Correct that line of pg_hba.conf, or `sslmode` in `source.dsn`."),
     ("number of requested standby connections", "Raise max_wal_senders, and restart Postgres."),
     ("start WAL sender", "alter role ... replication; `headrace check` prints it whole."),
     ("start walsender", "alter role ... replication; `headrace check` prints it whole."),
     ("unsupported startup parameter", "This is a connection pooler: point `source.dsn` to the server itself."),
     ("server does not support SSL", "Correct `sslmode` in `source.dsn`, or turn SSL on in the server."),
-    ("certificate", "Correct `sslmode` and `sslrootcert` in `source.dsn`."),
+    ("certificate", "Correct `sslmode`, `sslrootcert` and the host name in `source.dsn`."),
+    # an authority of the same name with another key
+    ("signature failure", "Correct `sslrootcert` in `source.dsn`: it is not who signed the server's certificate."),
     ("invalid ", "Correct `source.dsn`: a libpq connection string."),
 )
 

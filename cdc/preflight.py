@@ -299,8 +299,8 @@ def _provider(source: Source) -> Iterator[Finding]:
     if source.provider == "neon":
         yield warning(
             "provider",
-            "Neon removes a slot that is inactive for about 40 hours while another one is active, and all slots of a branch "
-            "that is restored; while the relay reads, the compute does not scale to zero",
+            "Neon removes a slot that is inactive for about 40 hours, and all slots of a branch that is restored; while the "
+            "relay reads, the compute does not scale to zero",
             "Keep the relay running, alert on HeadraceRelayDown. After a removal or a restore: `headrace recover`.",
         )
 

@@ -37,7 +37,7 @@ _COLOURS = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.OK:
 _LOCK_TIMEOUT = "5s"
 """A statement that waits for a table's lock lets nobody else in meanwhile."""
 
-_PROVIDERS = ("rds_superuser", "cloudsqlsuperuser", "azure_pg_admin", "neon_superuser")
+_PROVIDERS = ("rds_superuser", "cloudsqlsuperuser", "azure_pg_admin", "neon_superuser", "supabase_privileged_role")
 """Roles that managed services let make event triggers."""
 
 _MAY_MAKE_TRIGGERS = """

@@ -6,6 +6,7 @@ answer: as tables for people, as one JSON document with --json. Errors are one p
 from __future__ import annotations
 
 import enum
+import importlib.metadata
 import re
 import sys
 from pathlib import Path
@@ -26,6 +27,21 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="One shared, multi-tenant Postgres in; one SQLite database per tenant out.",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        output.out.print(f"headrace {importlib.metadata.version('headrace')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 class LogLevel(enum.StrEnum):

@@ -14,13 +14,15 @@ import structlog
 
 from appliers.errors import ReplicasMissing
 from appliers.reader import Directory
-from cdc.errors import HeadraceError
+from appliers.state import State
+from cdc.errors import Disposition, HeadraceError
 from cdc.slot_watch import SlotWatch, WatchOptions
 from edge.counts import forget_counts, read_counts
 from edge.seams import Seams
 from edge.server import serve
 from edge.settings import EdgeOptions
 from edge.tokens import TokenFile
+from fanout.log import open_reader
 from headrace import output
 from headrace.config import Config
 from headrace.dashboard.hub import Hub
@@ -42,7 +44,7 @@ def run_edge(config: Config, level: str) -> None:
     url = f"http://{edge.host}:{edge.port}"
     status_file = StatusFile(Path(config.run.path), "edge", stage="edge")
     try:
-        _wait_for_replicas(Path(config.replicas.path))
+        _wait_for_replicas(config)
         _require_port(edge.host, edge.port)
         if edge.auth == "tokens" and not TokenFile(Path(edge.tokens)).tokens():
             log.warning("nobody can ask yet", fix="headrace token create", tokens=edge.tokens)
@@ -93,17 +95,35 @@ def _prepare(config: Config, level: str, hub: str | None) -> Seams:
     return make_seams(config, hub)
 
 
-def _wait_for_replicas(root: Path) -> None:
+def _wait_for_replicas(config: Config) -> None:
+    root = Path(config.replicas.path)
     told = False
     while True:
         try:
             with Directory(root):
                 return
         except ReplicasMissing as error:  # beside a first applier, which is about to make them
-            if not told:
-                log.warning("waiting for replicas", path=str(root), hint=error.hint)
-            told = True
-            time.sleep(_LOOK_S)
+            waits: HeadraceError = error
+        if config.edge.route != "off":  # beside none perhaps: the tenants are all on other machines
+            try:
+                _make_directory(config)
+            except HeadraceError as error:
+                if error.disposition is not Disposition.RETRY:
+                    raise
+                waits = error
+            else:
+                continue
+        if not told:
+            log.warning("waiting for replicas", path=str(root), reason=str(waits), hint=waits.hint)
+        told = True
+        time.sleep(_LOOK_S)
+
+
+def _make_directory(config: Config) -> None:
+    """As an applier does, with nothing in it. Raises LogError, StateForeign, LogReplaced, PartitionCountChanged,
+    StorageUnavailable."""
+    with open_reader(config.log) as reader:
+        State(Path(config.replicas.path), reader.identity, reader.partitions).close()
 
 
 def _require_port(host: str, port: int) -> None:

@@ -14,6 +14,8 @@ from edge.d1_errors import D1Error
 from edge.seams import Seams
 from headrace.config import Config
 from headrace.dashboard.viewers import Viewers
+from headrace.edge_copies import CopiesOfReplicas
+from headrace.edge_elsewhere import OtherMachines
 from headrace.edge_time_travel import PastOfReplicas
 from headrace.errors import CommandError
 from headrace.lifecycle import delete
@@ -54,4 +56,6 @@ def make_seams(config: Config, hub: str | None = None) -> Seams:
         time_travel=PastOfReplicas(config) if config.snapshots.url else None,
         lifecycle=SourceLifecycle(config) if source.dsn or source.dsn_file else None,
         observer=Viewers(config, hub) if hub else None,
+        elsewhere=OtherMachines(config) if config.edge.route != "off" or config.edge.regions else None,
+        copier=CopiesOfReplicas(config) if config.edge.route == "hydrate" else None,
     )

@@ -1,7 +1,7 @@
 """A real Kafka broker for tests, run through `infra/kafka.sh`.
 
 It has a second listener whose advertised port is another: whatever listens there (a `tests.proxy.Proxy`) stands
-between the broker and every client that was told to use it.
+between the broker and every client that was told to use it. With `Secured` it has a third: TLS, and a user with a password.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 from headrace.local_postgres import free_port
 
@@ -32,14 +33,34 @@ def what_kafka_lacks() -> str:
     return f"a Kafka broker needs Java 17 and Maven: no {' and no '.join(missing)} on PATH" if missing else ""
 
 
+class Secured(NamedTuple):
+    """A listener that asks for a password, over TLS."""
+
+    keys: Path
+    """The private key and the certificates, as PEM."""
+    user: str
+    password: str
+
+    def listener(self) -> str:
+        login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+        return f"""
+listener.name.secured.ssl.keystore.type=PEM
+listener.name.secured.ssl.keystore.location={self.keys}
+listener.name.secured.sasl.enabled.mechanisms=PLAIN
+listener.name.secured.plain.sasl.jaas.config={login} user_{self.user}="{self.password}";
+"""
+
+
 class KafkaBroker:
     """One broker with its data in `directory`, which is the caller's to delete."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, secured: Secured | None = None) -> None:
         self.directory = directory
-        self.port = free_port(4)  # plain, controller, and what lies behind and before a proxy
+        self.secured = secured
+        self.port = free_port(5)  # plain, controller, what lies behind and before a proxy, and secured
         self.behind_proxy_port = self.port + 2
         self.proxied_port = self.port + 3
+        self.secured_port = self.port + 4
 
     @property
     def bootstrap(self) -> str:
@@ -47,10 +68,12 @@ class KafkaBroker:
 
     def start(self) -> None:
         """Return when it is ready, which takes a few seconds."""
+        secured = f",SECURED://localhost:{self.secured_port}" if self.secured else ""
         properties = f"""
-listeners=PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self.port + 1},PROXIED://127.0.0.1:{self.behind_proxy_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{self.port},PROXIED://127.0.0.1:{self.proxied_port}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT
+listeners=PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self.port + 1},PROXIED://127.0.0.1:{self.behind_proxy_port}{secured}
+advertised.listeners=PLAINTEXT://127.0.0.1:{self.port},PROXIED://127.0.0.1:{self.proxied_port}{secured}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT,SECURED:SASL_SSL
+{self.secured.listener() if self.secured else ""}
 broker.heartbeat.interval.ms=500
 broker.session.timeout.ms=2000
 """

@@ -6,10 +6,13 @@ that hold it up are ours, and a configuration that names one is refused here, be
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
+
+from fanout.errors import LogError
 
 OWNED_KAFKA_KEYS: Final = frozenset(
     {
@@ -81,15 +84,25 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """More settings for librdkafka (`security.protocol`, `sasl.*`, `ssl.*`, `compression.type`, `group.id`, ...).
     Those that order and durability rest on are refused."""
 
+    kafka_files: dict[str, str] = msgspec.field(default_factory=dict)
+    """The same, but each value is read from the file named here: `{ "sasl.password" = "/run/secrets/kafka" }`. For secrets,
+    which are then in no configuration and no environment. Blanks and the line's end around it are left out."""
+
     def __post_init__(self) -> None:
         # ValueError: msgspec turns it into a ValidationError that names the place in the file
         if self.kind == "kafka" and not self.bootstrap:
             raise ValueError('`bootstrap` is missing: name the brokers, `bootstrap = "host:9092"`')
-        if owned := sorted(OWNED_KAFKA_KEYS & self.kafka.keys()):
+        if twice := sorted(self.kafka.keys() & self.kafka_files.keys()):
+            raise ValueError(f"`{'`, `'.join(twice)}` under both `kafka` and `kafka_files`: leave it in one")
+        if owned := sorted(OWNED_KAFKA_KEYS & (self.kafka.keys() | self.kafka_files.keys())):
             raise ValueError(
                 f"`kafka` may not set {', '.join(f'`{key}`' for key in owned)}: exactly-once delivery rests on it, "
                 f"so Headrace sets it itself. Remove {'it' if len(owned) == 1 else 'them'}"
             )
+
+    def kafka_settings(self) -> dict[str, str]:
+        """`kafka` and what the files hold now. Raises LogError for a file that cannot be read, or is empty."""
+        return {**self.kafka, **{key: _secret(key, Path(name)) for key, name in self.kafka_files.items()}}
 
     def __repr__(self) -> str:
         def shown(name: str) -> object:
@@ -99,3 +112,15 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def _masked_kafka(self) -> dict[str, str]:
         return {key: "***" if any(word in key for word in _SECRET_WORDS) else value for key, value in self.kafka.items()}
+
+
+def _secret(key: str, path: Path) -> str:
+    hint = f"Correct `{key}` under `log.kafka_files`: the file must be readable by this user, and hold the value alone."
+    try:
+        value = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise LogError(f"The file with {key} cannot be read: {reason}", hint=hint, path=str(path)) from None
+    if not value:
+        raise LogError(f"The file with {key} is empty", hint=hint, path=str(path))
+    return value

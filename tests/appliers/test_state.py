@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+import time
+from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from appliers.catalog import Catalog
 from appliers.errors import PartitionInUse, StateForeign
+from appliers.locks import is_locked
+from appliers.orders import Order
+from appliers.place import partition_directory
 from appliers.state import PartitionState, Quarantined, State
 from cdc.facts import Index
 from fanout.errors import LogReplaced, PartitionCountChanged
@@ -91,3 +98,70 @@ def test_a_partition_has_one_owner(tmp_path: Path) -> None:
     one.close()
     other.own([1])
     other.close()
+
+
+def test_columns_of_a_later_version_are_passed_over(tmp_path: Path) -> None:
+    """Whoever goes back to this version from a later one, which has widened every table, reads and writes as before."""
+    place, entry = PartitionState(2, 77, 1, True, 500, 123), Quarantined("bad", 1, 5, "1:0/5:0", "RowMissing", "-", "-", 1)
+    order, items = Order("bad", "release", "1:0/5:0", "me", 7), relation()
+
+    def use(state: State) -> None:
+        state.save_partitions({2: place})
+        state.quarantine(entry)
+        state.save_schema(schema(items))
+        state.save_facts(1, 10, [facts(items)])
+        state.save_followed({2: (1, 10, 0)})
+        state.save_dirty({2: {"good": 9}})
+        state.orders.ask(order)
+        state.orders.ask_to_erase("gone", 3, "me")
+
+    def found(state: State) -> tuple[object, ...]:
+        tables = [schema.digest for schema in state.tables().schemas]
+        return state.partitions([2]), state.quarantined(), state.followed(), state.orders.all(), state.erasing([3]), tables
+
+    state = State(tmp_path, LOG, 4)
+    use(state)
+    before = found(state)
+    state.close()
+    with closing(sqlite3.connect(tmp_path / "state.db")) as conn, conn:
+        for (table,) in conn.execute("select name from sqlite_schema where type = 'table'").fetchall():
+            conn.execute(f"alter table {table} add column later integer not null default 1")
+    again = State(tmp_path, LOG, 4)
+    assert found(again) == before
+    use(again)
+    assert found(again) == before
+    moved = msgspec.structs.replace(place, offset=99)
+    again.save_partitions({2: moved})
+    assert again.partitions([2]) == {2: moved}
+    again.close()
+
+
+def test_who_only_looks_keeps_nobody_from_a_partition(tmp_path: Path) -> None:
+    """An edge asks with each request whether a partition's lock is held; the applier that starts meanwhile has it all the
+    same, and those who look do not see each other."""
+    state = State(tmp_path, "log", 64)
+    directories = [partition_directory(tmp_path, partition) for partition in range(64)]
+    for directory in directories:
+        directory.mkdir()
+    ended = threading.Event()
+    seen: list[Path] = []
+
+    def look() -> None:
+        while not ended.is_set():
+            seen.extend(directory for directory in directories if is_locked(directory, alone=True))
+
+    lookers = [threading.Thread(target=look) for _ in range(3)]
+    for looker in lookers:
+        looker.start()
+    try:
+        time.sleep(0.05)
+        assert seen == []
+        for _ in range(20):
+            state.own(range(64))
+            for partition in range(64):
+                state.disown(partition)
+    finally:
+        ended.set()
+        for looker in lookers:
+            looker.join()
+    state.close()

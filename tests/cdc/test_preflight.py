@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import psycopg
@@ -263,3 +266,23 @@ def test_a_connection_that_no_retry_helps_is_told_apart(
         connect(conninfo.make_conninfo(database.dsn, **parameters))
     assert hint in raised.value.hint
     assert "\n" not in str(raised.value)
+
+
+SAYS = re.compile(r"`check`(?: warns)?: \*([^*]+?)\*")
+
+
+def test_the_page_of_providers_quotes_what_check_says() -> None:
+    """Each sentence that docs/providers.md puts into its mouth."""
+    page = (Path(__file__).parent.parent.parent / "docs/providers.md").read_text()
+    quoted = SAYS.findall(page)
+    others: list[dict[str, Any]] = [
+        {"backend_pids": (8, 8, 8)},
+        *({"wal_level": "replica", "provider": provider} for provider in ("rds", "cloudsql", "neon")),
+        *({"system": None, "may_replicate": False, "provider": provider} for provider in ("rds", "")),
+    ]
+    sources = [msgspec.structs.replace(SOUND, **other) for other in others]
+    said = [f"{finding.message}\n{finding.fix}" for source in sources for finding in amiss(source)]
+    assert len(quoted) >= 7
+    for text in quoted:
+        first, _, last = text.partition("...")
+        assert any(first in each and last in each for each in said), text

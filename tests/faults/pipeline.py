@@ -113,6 +113,8 @@ class Pipeline:
         self.stages: list[Stage] = []
         self.conn = database.connect()
         self.tables = tables
+        self.code: Path | None = None
+        """The checkout whose processes are started from here on; None: this one."""
         self._tenancy = tenancy
         self._source = {"dsn": database.dsn, "slot": self.slot, "progress_interval_s": 0.1, **source}
         self.configure()
@@ -125,11 +127,13 @@ class Pipeline:
         **source: object,
     ) -> Path:
         """Write a configuration, by default the one that the processes find by themselves. `more`: keys of sections."""
-        log_table = msgspec.to_builtins(log or self.log)
+        # only what is not the default: an older version does not know every key
+        defaults = msgspec.to_builtins(LogConfig())
+        log_table = {key: value for key, value in msgspec.to_builtins(log or self.log).items() if value != defaults[key]}
         sections = {
             "source": {**self._source, **source},
-            "log": {key: value for key, value in log_table.items() if key != "kafka"},
-            "log.kafka": log_table["kafka"],
+            "log": {key: value for key, value in log_table.items() if not isinstance(value, dict)},
+            **{f"log.{key}": value for key, value in log_table.items() if isinstance(value, dict)},
             "replicas": {"path": str(self.root)},
             "apply": {"barrier_interval_s": 0.2},
             "snapshots": {},
@@ -140,6 +144,8 @@ class Pipeline:
         lines = []
         for section, given in sections.items():
             values = {**given, **(more or {}).get(section, {})}
+            if not values:  # an older version may not know the section
+                continue
             lines += [f"[{section}]", *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in values.items())]
         path = self.directory / name
         path.write_text("\n".join(lines) + self._tenancy)
@@ -157,8 +163,13 @@ class Pipeline:
         """An applier of the group."""
         return self._start(["applier", "--config", config.name, "--instance", instance], "")
 
+    def edge(self, config: Path) -> Stage:
+        """The HTTP API."""
+        return self._start(["edge", "--config", config.name], "")
+
     def _start(self, arguments: list[str], failpoint: str) -> Stage:
-        stage = Stage(arguments, self.directory, len(self.stages), {"HEADRACE_FAILPOINT": failpoint})
+        environment = {"HEADRACE_FAILPOINT": failpoint, **({"PYTHONPATH": str(self.code)} if self.code else {})}
+        stage = Stage(arguments, self.directory, len(self.stages), environment)
         self.stages.append(stage)
         return stage
 

@@ -1,8 +1,8 @@
 # ruff: noqa: SLF001 - the names of librdkafka's own error codes begin with an underscore
 """librdkafka's settings for our clients, and its errors as LogErrors.
 
-Settings come in three layers: defaults that suit most, over them the user's `log.kafka`, over both what correctness
-rests on (`fanout.log.config.OWNED_KAFKA_KEYS`, which a user cannot name).
+Settings come in three layers: defaults that suit most, over them the user's `log.kafka` and `log.kafka_files`, over both
+what correctness rests on (`fanout.log.config.OWNED_KAFKA_KEYS`, which a user cannot name).
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _settings(config: LogConfig, last_error: LastError, defaults: dict[str, Any]
         "log_level": 2,  # it repeats every failed connection many times a second; LastError keeps the last
         "reconnect.backoff.max.ms": 1000,
         **defaults,
-        **config.kafka,
+        **config.kafka_settings(),
         **owned,
         "bootstrap.servers": config.bootstrap,
         "error_cb": last_error,
