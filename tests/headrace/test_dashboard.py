@@ -363,6 +363,18 @@ def test_everything_has_a_name_and_can_be_reached(seen: Seen) -> None:
     assert {"skip", "theme", "leave", "scroll", "search"} <= reached
 
 
+def test_enter_means_what_was_typed(seen: Seen) -> None:
+    """Also before the server has said what that finds: never what earlier letters had found."""
+    page = seen.page
+    seen.open(seen.site.all)
+    seen.says_nothing_needs_you()
+    seen.keys("/")
+    expect(page.locator("#found li").first).to_be_visible()
+    page.keyboard.type(FOUNDERS[3])
+    seen.keys("Enter")
+    seen.says("#tenant .name", f"{FOUNDERS[3]}ready")
+
+
 def test_a_token_for_one_tenant_shows_that_tenant(seen: Seen) -> None:
     page = seen.page
     seen.open(seen.site.one)
