@@ -194,10 +194,12 @@ class _Run:
 
 
 class _Session(Traffic):
-    """One of several that write at the same time: where two meet at a row, Postgres rolls one back."""
+    """One of several that write at the same time. The kinds of transaction are made for one session: of two that meet at a
+    row, one has to be rolled back, or what they write would not add up in Postgres itself."""
 
     def one(self, conn: psycopg.Connection[Any]) -> None:
-        with suppress(pg.UniqueViolation, pg.DeadlockDetected):
+        conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        with suppress(pg.UniqueViolation, pg.DeadlockDetected, pg.SerializationFailure):
             super().one(conn)
 
 
