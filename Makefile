@@ -23,7 +23,7 @@ demo: $(READY) ## live replication for 100 tenants on this machine (SECONDS=30 e
 	$(BIN)/headrace demo $(if $(SECONDS),--seconds $(SECONDS))
 
 test: $(READY) ## run the tests (PYTEST_ARGS="-k name -x", JOBS=1 one after the other)
-	$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadgroup $(PYTEST_ARGS)
 
 faults: $(READY) ## kill, cut and fill disks at length (KILLS=50 on each log, SEED=n repeats a run)
 	HEADRACE_KILLS=$(or $(KILLS),50) $(if $(SEED),HEADRACE_SEED=$(SEED)) $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)

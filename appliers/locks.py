@@ -21,14 +21,15 @@ def alone(path: Path, mode: int = 0o644) -> Iterator[None]:
         os.close(fd)
 
 
-def is_locked(path: Path) -> bool:
-    """Whether somebody has locked the file; False when there is none."""
+def is_locked(path: Path, *, alone: bool = False) -> bool:
+    """Whether somebody has locked the file; False when there is none. `alone`: so that nobody else may; others that look at
+    this moment are not seen."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if alone else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:

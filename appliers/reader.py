@@ -190,12 +190,17 @@ class Directory:
             raise ReplicasMissing("No replicas here", path=str(root))
         try:
             self._state = open_read_only(path)
+            # an applier makes all of it in one transaction, so what is asked first must be what comes with it
+            being_made = not self._state.execute("select count(*) from sqlite_schema").get
             ours = self._state.pragma("application_id") == STATE_ID
             meta = dict(_rows(self._state.execute("select name, value from meta"))) if ours else {}
         except (ReplicaForeign, apsw.NotADBError):
             raise StateForeign("state.db is not an SQLite file", path=str(path)) from None
         except apsw.Error as error:
             raise storage_error(error, path) from error
+        if being_made:
+            self._state.close()
+            raise ReplicasMissing("The first applier is about to make the replicas", path=str(root))
         if not meta:
             self._state.close()
             raise StateForeign("state.db is not Headrace's", path=str(path))
@@ -211,6 +216,10 @@ class Directory:
     def partitions(self) -> dict[int, PartitionState]:
         """Each partition that was ever applied here, as it was at its last barrier."""
         return select_partitions(self._state)
+
+    def is_pending(self, tenant: str) -> bool:
+        """Whether the tenant's replica is still to come from its snapshot: the partition was taken over."""
+        return self._state.execute("select 1 from pending where tenant = ?", (tenant,)).get is not None
 
     def quarantined(self) -> dict[str, Quarantined]:
         """Tenants that stopped, by id; the shared replica is `place.SHARED_NAME`."""

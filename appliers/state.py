@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -39,6 +40,8 @@ from fanout.errors import LogReplaced, PartitionCountChanged
 from fanout.log.interface import BEGINNING
 
 _FORMAT: Final = "1"
+_LOOKS, _LOOK_S = 20, 0.005
+"""Who only looks whether somebody has a partition (`locks.is_locked`) has it himself for that moment."""
 SHARED_PARTITION: Final = -1
 """Where the shared replica is noted: it is of no partition."""
 
@@ -220,9 +223,16 @@ class State:
     def own(self, partitions: Iterable[int]) -> None:
         """Lock these partitions' directories, all or none. Raises PartitionInUse, StorageUnavailable."""
         for partition in partitions:
-            if not self.try_own(partition):
+            if not self._own_soon(partition):
                 self.close()
                 raise PartitionInUse("Another applier writes this partition", partition=partition)
+
+    def _own_soon(self, partition: int) -> bool:
+        for _ in range(_LOOKS):
+            if self.try_own(partition):
+                return True
+            time.sleep(_LOOK_S)
+        return False
 
     def try_own(self, partition: int) -> bool:
         """Lock the partition's directory until `disown` or `close`; False while another process has it."""

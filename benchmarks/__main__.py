@@ -14,6 +14,7 @@ from rich.console import Console
 from benchmarks import (
     applier,
     decode,
+    edge_reads,
     end_to_end,
     first_copy,
     fleet,
@@ -30,7 +31,7 @@ from benchmarks.workload import Shape
 from benchmarks.workspace import Workspace
 
 DEFAULT_PARTS: Final = ("relay", "applier", "e2e", "latency", "decode")
-PARTS: Final = (*DEFAULT_PARTS, "copy", "resync", "travel", "upkeep", "large", "isolation", "fleet")
+PARTS: Final = (*DEFAULT_PARTS, "copy", "resync", "travel", "upkeep", "large", "isolation", "fleet", "edge")
 _WITHOUT_SERVER: Final = {"decode", "fleet"}
 _PLACES: Final = ("dir", "results", "profile")
 """Options that name places of one machine: they are not kept."""
@@ -130,6 +131,8 @@ def _on_a_server(options: argparse.Namespace, shape: Shape, report: Report) -> N
             time_travel.run(workspace, report, options.rows, logs)
         if "upkeep" in options.parts:
             upkeep.run(workspace, report, options.runs)
+        if "edge" in options.parts:
+            edge_reads.run(workspace, report, options.seconds)
         if "large" in options.parts:
             large_transaction.run(workspace, report, options.large_rows, logs)
 

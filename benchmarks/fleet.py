@@ -213,19 +213,21 @@ def _cold_reads(root: Path, tenants: Iterable[str]) -> Iterator[float]:
     sync_file_system(root)
     for tenant in tenants:
         path = replica_path(root, tenant, PARTITIONS)
-        for suffix in ("", "-wal", "-shm"):
-            _forget(path.with_name(path.name + suffix))
+        forget_pages(path)
         begun = time.perf_counter()
-        with ReplicaReader(replica_path(root, tenant, PARTITIONS), tenant) as replica:
+        with ReplicaReader(path, tenant) as replica:
             assert replica.connection.execute("select name from products where id = 0").get
         yield 1000 * (time.perf_counter() - begun)
 
 
-def _forget(path: Path) -> None:
-    if path.exists():
-        fd = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(fd)
+def forget_pages(path: Path) -> None:
+    """Take a replica, which was made durable before, out of the kernel's page cache."""
+    for suffix in ("", "-wal", "-shm"):
+        file = path.with_name(path.name + suffix)
+        if file.exists():
+            fd = os.open(file, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
 
 
 def _syncs(root: Path, tenants: Sequence[str]) -> tuple[float, float, int]:

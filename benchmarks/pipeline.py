@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +21,7 @@ import msgspec
 
 from benchmarks import workload
 from benchmarks.null_log import begin_log
-from benchmarks.processes import cpu_seconds, machine_busy_seconds, peak_rss_mib
+from benchmarks.processes import children, cpu_seconds, machine_busy_seconds, peak_rss_mib
 from benchmarks.workspace import Workspace
 from fanout.log import LogConfig
 
@@ -46,8 +48,19 @@ class Usage(msgspec.Struct):
 class Pipeline:
     """Relay and appliers on one slot and a new log; `start_relay` starts the flow."""
 
-    def __init__(self, workspace: Workspace, dsn: str, slot: str, kind: str, appliers: int, *, copied: bool = True) -> None:
-        """`copied`: the log begins behind a first copy of tables without rows; else the relay makes that copy."""
+    def __init__(
+        self,
+        workspace: Workspace,
+        dsn: str,
+        slot: str,
+        kind: str,
+        appliers: int,
+        *,
+        copied: bool = True,
+        edge: Mapping[str, str | int] | None = None,
+    ) -> None:
+        """`copied`: the log begins behind a first copy of tables without rows; else the relay makes that copy. `edge`: the
+        settings of one, for `start_edge`."""
         self._workspace = workspace
         self.slot = slot
         self.directory = workspace.new_directory("pipeline")
@@ -59,7 +72,7 @@ class Pipeline:
             begin_log(log, dsn, slot)
         self._copied = copied
         self.config = self.directory / "headrace.toml"
-        self.config.write_text(_toml(dsn, slot, log, self.replicas, self.directory / "run"))
+        self.config.write_text(_toml(dsn, slot, log, self.replicas, self.directory / "run", edge or {}))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._walsender = 0
 
@@ -91,6 +104,19 @@ class Pipeline:
         if self._copied:
             self._walsender = self._workspace.wait_for_slot(self.slot, active=True)
 
+    def start_edge(self, port: int) -> None:
+        """Return when it answers that every partition is whole."""
+        self._start("edge", "edge")
+
+        def is_ready() -> bool:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+                    return bool(answer.status == 200)
+            except (urllib.error.URLError, ConnectionError):
+                return False
+
+        self.wait_until(is_ready, 60.0, 0.05)
+
     def stop_relay(self) -> None:
         """In order."""
         process = self._processes.pop("relay")
@@ -108,7 +134,9 @@ class Pipeline:
 
     def usage(self) -> Usage:
         """As of now."""
-        cpu = {name: cpu_seconds(process.pid) for name, process in self._processes.items()}
+        cpu = {
+            name: sum(map(cpu_seconds, (process.pid, *children(process.pid)))) for name, process in self._processes.items()
+        }
         if self._walsender:
             cpu["walsender"] = cpu_seconds(self._walsender)
         if self._kind == "kafka":
@@ -116,8 +144,10 @@ class Pipeline:
         return Usage(time.perf_counter(), cpu, machine_busy_seconds())
 
     def peak_rss_mib(self) -> dict[str, float]:
-        """Of each process that lives."""
-        peaks = {name: peak_rss_mib(process.pid) for name, process in self._processes.items()}
+        """Of each process that lives; of the edge the largest of its workers."""
+        peaks = {
+            name: max(map(peak_rss_mib, (process.pid, *children(process.pid)))) for name, process in self._processes.items()
+        }
         if self._kind == "kafka":
             peaks["broker"] = peak_rss_mib(self._workspace.broker_pid())
         return peaks
@@ -139,7 +169,7 @@ class Pipeline:
                 raise RuntimeError(f"the {name} ended with {process.returncode}:\n{log[-4000:]}")
 
 
-def _toml(dsn: str, slot: str, log: LogConfig, replicas: Path, run: Path) -> str:
+def _toml(dsn: str, slot: str, log: LogConfig, replicas: Path, run: Path, edge: Mapping[str, str | int]) -> str:
     places = {"kind": log.kind, "path": log.path, "bootstrap": log.bootstrap, "topic": log.topic}
     return f"""
 [source]
@@ -158,8 +188,10 @@ partitions = {log.partitions}
 path = {json.dumps(str(replicas))}
 [run]
 path = {json.dumps(str(run))}
+[edge]
+{_lines(edge)}
 """
 
 
-def _lines(values: Mapping[str, str]) -> str:
+def _lines(values: Mapping[str, str | int]) -> str:
     return "\n".join(f"{name} = {json.dumps(value)}" for name, value in values.items())

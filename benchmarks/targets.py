@@ -76,6 +76,12 @@ TARGETS: Final = (
     ),
     Target("fleet restart s", "many tenants: restart to the first applied record", "s", "<=", 10.0),
     Target("fleet cold read ms, p99", "many tenants: first read of a cold one, p99", "ms", "<=", 20.0),
+    Target("edge in process p50 us", "edge, in process: warm point read, p50", "us", "<=", 30.0),
+    Target("edge p50 ms", "edge, 1,000 reads/s beside 5,000 rows/s: p50", "ms", "<=", 1.0),
+    Target("edge p99 ms", "edge, 1,000 reads/s beside 5,000 rows/s: p99", "ms", "<=", 5.0),
+    Target("edge requests/s", "edge, two workers: peak", "requests/s", ">=", 8_000),
+    Target("edge cold ms, p99", "edge, first read of a cold tenant: p99", "ms", "<=", 20.0),
+    Target("edge neighbour p99 x", "edge, others' p99 beside a cartesian join", "x", "<=", 2.0),
     Target("fleet take-over s", "take-over of a killed applier's changed tenants", "s", "<=", 15.0),
 )
 

@@ -9,7 +9,10 @@ samples is `cdc.slot_watch`; what is shown and what wakes a person is decided wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+_TOLERANCE_BYTES: Final = 16 << 20
+"""Position and limit of one sample are of two moments."""
 
 
 class Sample(NamedTuple):
@@ -20,11 +23,16 @@ class Sample(NamedTuple):
     safe_wal_size: int | None
 
 
+def _end(sample: Sample) -> int:
+    """Where the WAL may reach: it moves on as the slot does, and never back while the limit is the same."""
+    return sample.wal_lsn_bytes + (sample.safe_wal_size or 0)
+
+
 def eta_s(samples: Sequence[Sample]) -> float | None:
     """Seconds from the last sample until nothing is left, at the average pace of these samples, which are in order of time.
 
-    None: there is no limit, or less than two samples of this server's history, or what is left does not shrink. 0: it is
-    used up.
+    None: there is no limit, or less than two samples of this server's history and this limit, or what is left does not
+    shrink. 0: it is used up.
     """
     if not samples or samples[-1].safe_wal_size is None:
         return None
@@ -38,6 +46,8 @@ def eta_s(samples: Sequence[Sample]) -> float | None:
         # a position that was further on is of another server; without a limit there is nothing to compare
         if sample.safe_wal_size is None or sample.wal_lsn_bytes > first.wal_lsn_bytes:
             break
+        if _end(sample) > _end(first) + _TOLERANCE_BYTES:
+            break  # somebody has lowered the limit: nothing was used up by that
         first = sample
     used = (first.safe_wal_size or 0) - left
     if used <= 0 or last.time_s <= first.time_s:

@@ -26,6 +26,8 @@ TRANSACTION: Final = (
     " on exceptions, and because it interacts correctly with Durable Objects' automatic atomic write coalescing."
 )
 """In D1's words, which is not said to whom it would help here; clients match on it."""
+NOT_TEXT: Final = "text is not UTF-8: SQLITE_MISMATCH"
+"""Not D1's word, which puts U+FFFD in its place."""
 NO_STATEMENT: Final = "SQL code did not contain a statement."
 WRONG_COUNT: Final = "Wrong number of parameter bindings for SQL query."
 ONLY_LAST: Final = "When executing multiple SQL statements in a single call, only the last statement can have parameters."

@@ -19,6 +19,7 @@ from edge.exports import KEPT_S, Export, Exports
 from edge.guard import READONLY
 from edge.names import Database, Names
 from edge.pool import Pool
+from edge.router import Router
 from edge.seams import Seams
 from edge.settings import EdgeConfig
 from edge.statements import Statement
@@ -44,19 +45,26 @@ class Databases:
         self._names = names
         self._exports = exports
         self._seams = seams
+        self.router: Router | None = None
+        """Set when other machines have tenants too."""
 
     async def list(self, request: Request) -> Response:
         """By pages, those that the token may see."""
         access = self._door.access(request)
         page, per_page = _number(request, "page", 1), _number(request, "per_page", 100)
         await asyncio.to_thread(self._names.list_again)
-        names = self._names.names(request.query_params.get("name", ""))
+        start = request.query_params.get("name", "")
+        names = self._names.names(start)
+        others: dict[str, dict[str, Any]] = {}
+        if self.router is not None and self.router.routes:
+            here, others = await self.router.listed(request, start)
+            names = sorted({*(name for name in names if self._names.partition(name) in here), *others})
         if access.tenants is not None:
             names = [name for name in names if name in access.tenants]
         shown = []
         for name in names[(page - 1) * per_page : page * per_page]:
             try:
-                shown.append(_listed(self._names.describe(name)))
+                shown.append(others.get(name) or _listed(self._names.describe(name)))
             except FileNotFoundError:  # erased just now
                 continue
         info = {"count": len(shown), "page": page, "per_page": per_page, "total_count": len(names)}

@@ -31,6 +31,8 @@ from edge.tokens import EVERYTHING, Access, TokenFile
 log = structlog.get_logger("edge")
 
 JSON: Final = "application/json"
+_CONTENT: Final = "headrace.content"
+"""Where a body that was read is found by whoever reads it again."""
 Handler = Callable[[Request], Awaitable[Response]]
 Refusal = Callable[[Request, D1Error], Response]
 
@@ -93,23 +95,33 @@ class Door:
         if access is None:
             self.audit.note("refused", token="", why="no valid token", path=request.scope["path"][:200])
             raise D1Error("Authentication error", status=401, code=10000)
-        if config.account and account is not None and account != config.account:
-            raise D1Error(
-                "The given account is not valid or is not authorized to access this service", status=403, code=7403
-            )
+        if account is not None:
+            self.require_account(account)
         if admin and access.scope != "admin":
             self.audit.note("refused", token=access.token, why="read scope", path=request.scope["path"][:200])
             raise D1Error("Authentication error", status=403, code=10000)
         return access
 
-    async def tenant(self, request: Request, access: Access) -> str:
-        """Whose database the path names. Raises D1Error."""
+    def require_account(self, account: str) -> None:
+        """Raises D1Error when it is not the one that there is."""
+        if self._config.account and account != self._config.account:
+            raise D1Error(
+                "The given account is not valid or is not authorized to access this service", status=403, code=7403
+            )
+
+    async def named(self, database: str) -> str:
+        """The tenant of a database's name or UUID, whether there is one or not."""
         assert self.names is not None
-        database: str = request.path_params["database"]
         tenant = self.names.tenant(database)
         if tenant is None:
             await asyncio.to_thread(self.names.list_again)
             tenant = self.names.tenant(database) or database
+        return tenant
+
+    async def tenant(self, request: Request, access: Access) -> str:
+        """Whose database the path names. Raises D1Error."""
+        database: str = request.path_params["database"]
+        tenant = await self.named(database)
         if not access.allows(tenant):
             self.audit.note("refused", token=access.token, tenant=tenant, why="not its tenant")
             raise not_found(database)
@@ -118,6 +130,9 @@ class Door:
 
 async def content_of(request: Request) -> bytes:
     """The body, within bounds. Raises D1Error."""
+    read: bytes | None = request.scope.get(_CONTENT)
+    if read is not None:
+        return read
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
@@ -125,4 +140,5 @@ async def content_of(request: Request) -> bytes:
         if size > requests.MOST_BYTES:
             raise D1Error("Request body too large", status=413, code=7400)
         chunks.append(chunk)
-    return b"".join(chunks)
+    content = request.scope[_CONTENT] = b"".join(chunks)
+    return content

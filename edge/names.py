@@ -60,6 +60,14 @@ class Names:
             return database
         return None
 
+    def learn(self, database: str, tenant: str) -> None:
+        """Whose UUID it is, as another machine says."""
+        self._by_uuid[database] = tenant
+
+    def is_unknown(self, database: str) -> bool:
+        """Whether it is a UUID of which no tenant here is known."""
+        return self.tenant(database) is None
+
     def list_again(self) -> None:
         """Read the directories, unless that was done just now: two seconds for 50,000. Called in a thread."""
         if time.monotonic() - self._listed < _FRESH_S:
@@ -80,6 +88,10 @@ class Names:
             return self._sorted
         first = bisect_left(self._sorted, start)
         return self._sorted[first : bisect_left(self._sorted, start + "\U0010ffff", first)]
+
+    def partition(self, tenant: str) -> int:
+        """Where it is."""
+        return self._fleet.partition(tenant)
 
     def describe(self, tenant: str) -> Database:
         """One of them. Raises FileNotFoundError when its file has gone."""

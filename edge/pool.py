@@ -52,6 +52,7 @@ class Answer(NamedTuple):
     bookmark: str
     bytes: int
     pinned: bool
+    copied: bool = False
 
 
 class Session:
@@ -73,7 +74,8 @@ class Session:
         connection = replica.begin()
         try:
             self.used_up = False
-            connection.set_progress_handler(None if steps is None else self._give_up, steps or 0)
+            if steps is not None:
+                connection.set_progress_handler(self._give_up, steps)
             busy_s = None if steps is None else SHORT_S
             with self._watchdog.watching(connection, deadline, busy_s) as watch:
                 try:
@@ -84,8 +86,10 @@ class Session:
                     raise
             if watch.over:
                 raise apsw.InterruptError
-            return Answer(results, replica.bookmark, replica.bytes, replica.is_pinned)
+            return Answer(results, replica.bookmark, replica.bytes, replica.is_pinned, replica.is_copy)
         finally:
+            if steps is not None:  # whose count goes on over all runs of a statement, so also of those that are ours
+                connection.set_progress_handler(None)
             replica.end()
 
     def close(self) -> None:

@@ -26,6 +26,8 @@ BOOKMARK: Final = "x-d1-bookmark"
 BINDING_BOOKMARK: Final = "x-cf-d1-session-commit-token"
 PINNED: Final = "x-headrace-pinned"
 """There when what was read is not live: the tenant was taken back in time, or it is a clone."""
+COPY: Final = "x-headrace-copy"
+"""There when what was read is a copy, as of the answer's bookmark, of a replica that another machine has."""
 BIGINT: Final = "x-headrace-bigint"
 _CONSTRAINTS: Final = ("", "first-unconstrained", "first-primary")
 _SAID_BY_STATUS: Final = (401, 403, 404, 413, 429, 500, 503)
@@ -57,7 +59,7 @@ class Queries:
         def finish(answer: Answer) -> tuple[bytes, dict[str, str]]:
             return self._counted(tenant, statements, answer, rendering.ok(render(answer)), BOOKMARK)
 
-        content, headers = await self._pool.run(tenant, statements, _wanted(request), finish)
+        content, headers = await self._pool.run(tenant, statements, wanted_of(request), finish)
         return Response(content, 200, headers, JSON)
 
     async def binding(self, request: Request) -> Response:
@@ -75,7 +77,7 @@ class Queries:
             content = msgspec.json.encode(rendered if many else rendered[-1])
             return self._counted(tenant, statements, answer, content, BINDING_BOOKMARK)
 
-        content, headers = await self._pool.run(tenant, statements, _wanted(request), finish)
+        content, headers = await self._pool.run(tenant, statements, wanted_of(request), finish)
         return Response(content, 200, headers, JSON)
 
     def _counted(
@@ -85,6 +87,8 @@ class Queries:
         headers = {header: answer.bookmark}
         if answer.pinned:
             headers[PINNED] = "true"
+        if answer.copied:
+            headers[COPY] = "true"
         return content, headers
 
     def _render(self, form: Form) -> Callable[[Answer], list[dict[str, Any]]]:
@@ -100,7 +104,7 @@ def in_bindings_form(_request: Request, error: D1Error) -> Response:
     return Response(msgspec.json.encode({"success": False, "error": error.message}), status, None, JSON)
 
 
-def _wanted(request: Request) -> str | None:
+def wanted_of(request: Request) -> str | None:
     """The bookmark that the answer must be behind."""
     headers = request.headers
     wanted = headers.get(BOOKMARK) or headers.get(BINDING_BOOKMARK) or ""

@@ -60,7 +60,7 @@ class Guarding(Protocol):
 
 class Fleet:
     """A directory of replicas. A context manager, which closes it. Not safe for use from several threads, but for `path`,
-    `partition`, `reached` and `missing`."""
+    `partition`, `reached`, `reached_in` and `missing`."""
 
     def __init__(self, root: Path) -> None:
         """Raises ReplicasMissing, StateForeign, StorageUnavailable."""
@@ -68,6 +68,8 @@ class Fleet:
         self.directory = Directory(root)
         self.partitions = self.directory.partition_count
         self._progress = ProgressReader(root)
+        self.copies: dict[str, tuple[Path, Place]] = {}
+        """Read in place of replicas that other machines have, and how far each is (`edge.copies`)."""
 
     def partition(self, tenant: str) -> int:
         """Where the tenant's replica is, or would be."""
@@ -82,14 +84,18 @@ class Fleet:
         return self.located(tenant) or replica_path(self.root, tenant, self.partitions)
 
     def located(self, tenant: str) -> Path | None:
-        """The file that is served in place of the tenant's replica, if one is. Asked before each read."""
+        """The file that is served in place of the tenant's replica, if one is."""
+        if (copy := self.copies.get(tenant)) is not None:
+            return copy[0]
         return pins.located(self.root, self.partitions, tenant)
 
     def reached(self, tenant: str) -> tuple[Place, int]:
         """How far the tenant's partition is, and when the relay was there (Unix microseconds): (0, 0), 0 if nobody knows."""
-        if self.located(tenant) is not None:  # which stands still
-            return Place(0, 0), 0
-        found = self._progress.read(self.partition(tenant))
+        return self.reached_in(self.partition(tenant))
+
+    def reached_in(self, partition: int) -> tuple[Place, int]:
+        """The same of a partition."""
+        found = self._progress.read(partition)
         return (Place(0, 0), 0) if found is None else (Place(found.generation, found.lsn), found.time_us)
 
     @property
@@ -98,9 +104,11 @@ class Fleet:
         return self._progress.path
 
     def missing(self, tenant: str) -> Exception:
-        """Why there is no file: NotReady in a first copy, TenantUnknown otherwise."""
+        """Why there is no file: NotReady in a first copy and after a take-over, TenantUnknown otherwise."""
         with Directory(self.root) as directory:  # a connection of this moment, and of this thread
-            states = directory.partitions()
+            states, pending = directory.partitions(), directory.is_pending(tenant)
+        if pending:
+            return NotReady("The partition was taken over, and this replica is still to come", tenant=tenant)
         state = states.get(self.partition(tenant))
         if state is None or not state.ready:
             return NotReady("The first copy is under way", tenant=tenant)
@@ -132,6 +140,8 @@ class Replica:
         """The file's size, as of the last `begin`."""
         self.bookmarks = fleet.bookmarks(tenant)
         self._connection: apsw.Connection | None = None
+        self._live = replica_path(fleet.root, tenant, fleet.partitions)
+        self._pin_text = str(pins.pin_path(self._live))
         self._open()
 
     @property
@@ -161,14 +171,17 @@ class Replica:
         raise ReplicaReplaced("The replica's file was replaced again and again", path=str(self.path))
 
     def _is_current(self) -> bool:
-        if self.fleet.located(self.tenant) != self._located:
-            return False
+        # asked before each read, so the usual case has only what cannot be left out: a live file, which is not pinned
         try:
             found = os.stat(self._path_text)  # noqa: PTH116 - as _number
         except FileNotFoundError:
             return False
         self.bytes = found.st_size
-        return (found.st_dev, found.st_ino) == self._file
+        if (found.st_dev, found.st_ino) != self._file:
+            return False
+        if self._located is None and _number(self._pin_text) is None and self.tenant not in self.fleet.copies:
+            return True
+        return self.fleet.located(self.tenant) == self._located
 
     def _begin(self) -> None:
         connection = self.connection
@@ -195,7 +208,7 @@ class Replica:
     @property
     def is_pinned(self) -> bool:
         """Whether what `begin` found is not the live replica, but as of a place in its past."""
-        return self._located is not None
+        return self._located is not None and not self.is_copy
 
     @property
     def place(self) -> Place:
@@ -229,13 +242,17 @@ class Replica:
 
     def note_reached(self) -> None:
         """Ask how far the partition is. What `begin` finds afterwards holds at least that."""
-        self._reached, self._reached_us = self.fleet.reached(self.tenant)
+        if self._located is None:  # what is pinned stands still; a file that is opened by `begin` has its own place alone
+            self._reached, self._reached_us = self.fleet.reached(self.tenant)
 
     def _open(self) -> None:
         self._located = self.fleet.located(self.tenant)
-        self.path = self._located or self.fleet.path(self.tenant)
+        self.path = self._located or self._live
         self._path_text = str(self.path)
-        self._reached, self._reached_us = Place(0, 0), 0
+        copy = self.fleet.copies.get(self.tenant)
+        self.is_copy = copy is not None
+        """Whether the file was made here, of snapshot and log, in place of another machine's."""
+        self._reached, self._reached_us = Place(0, 0) if copy is None else copy[1], 0
         try:
             self._file = _number(self._path_text)
             if self._file is None:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from granian.constants import Interfaces, Loops
 from granian.log import LogLevels
-from granian.server import Server
+from granian.server.mp import MPServer
 
 from edge.api import Api
 from edge.seams import Seams
@@ -32,11 +32,23 @@ _AT_ONCE: Final = 1024
 """Requests that one worker has in hand; others wait in the kernel's queue."""
 
 
-def serve(options: EdgeOptions, prepare: Callable[[], Seams]) -> None:
-    """Until SIGTERM or SIGINT. `prepare` is called first in each worker: it sets up the log, and has what others made."""
+class _Server(MPServer):
+    """Ends streams that would go on before it waits for its workers."""
+
+    ending: Callable[[], None] = staticmethod(lambda: None)
+
+    def shutdown(self, exit_code: int = 0) -> None:
+        """Called when a signal came."""
+        self.ending()
+        super().shutdown(exit_code)  # type: ignore[no-untyped-call]
+
+
+def serve(options: EdgeOptions, prepare: Callable[[], Seams], ending: Callable[[], None]) -> None:
+    """Until SIGTERM or SIGINT. `prepare` is called first in each worker: it sets up the log, and has what others made.
+    `ending`: called here before the workers are stopped."""
     multiprocessing.set_start_method("spawn", force=True)
     config = options.config
-    server = Server(
+    server = _Server(
         "headrace edge",
         address=config.host,
         port=config.port,
@@ -51,6 +63,7 @@ def serve(options: EdgeOptions, prepare: Callable[[], Seams]) -> None:
         respawn_interval=1.0,
         workers_kill_timeout=_STOP_S,
     )
+    server.ending = ending
     server.serve(target_loader=partial(_application, options, prepare), wrap_loader=False)
 
 

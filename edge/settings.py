@@ -33,12 +33,37 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Where refusals, exports and all that is asked with an admin's token is noted, a JSON line each. Empty: nowhere."""
     usage: str = ".headrace/usage.db"
     """Where queries and rows are counted, for `headrace usage`. Empty: nowhere."""
+    dashboard: bool = True
+    """Whether /dashboard/ is served, a page that shows the pipeline to tokens for all tenants (`docs/dashboard.md`)."""
+    questions: str = ""
+    """A file of queries that the dashboard asks of the tenant that is shown: a JSON list of objects with `title`, `sql` and,
+    if it is to have any, `params`. Empty: none."""
     exports: str = ".headrace/exports"
     """Where exports wait for their download, for an hour."""
     region: Annotated[str, Meta(pattern="^[A-Z]{0,8}$")] = "WEUR"
     """What answers say of the region that served them, in D1's words: WNAM, ENAM, WEUR, EEUR, APAC, OC."""
     colo: Annotated[str, Meta(pattern="^[A-Z]{0,8}$")] = "HDR"
     """What answers say of the place that served them: three letters."""
+    advertise: Annotated[str, Meta(pattern="^(https?://[^/?#@]+)?$")] = ""
+    """Where other machines and their clients reach this machine's edge, such as `http://10.0.0.7:8787`. The applier beside
+    it writes it into its claims (`snapshots.url`): so each edge knows whose partitions are where."""
+    route: Literal["off", "proxy", "redirect", "hydrate"] = "off"
+    """What becomes of a request for a tenant whose partition another machine has. proxy: it is asked, and its answer
+    passed on; both look at the token. redirect: 307 to it. hydrate: what reads is answered from a copy that is made here,
+    of snapshot and log; the rest as with proxy. off: answered from what is here. Needs `advertise` and `snapshots.url`."""
+    copies: str = ".headrace/copies"
+    """Where `route = "hydrate"` keeps its copies, until the edge ends."""
+    copies_most: Count = 200
+    """Copies that each worker keeps; the least recently read one goes first."""
+    copies_bytes: Annotated[int, Meta(ge=MEGA)] = 1024 * MEGA
+    """What they may take of the disk, for each worker."""
+    copies_fresh_s: Positive = 10.0
+    """A copy older than this is made anew before it is read again."""
+    copies_idle_s: Positive = 300.0
+    """A copy that nobody has read for so long is removed."""
+    regions: dict[str, Annotated[str, Meta(pattern="^https?://[^/?#@]+$")]] = {}
+    """Where the edges of other regions are, by the regions' names in `placement`, for tenants that its lists place there: a
+    request for one is answered with 307, never with a row. Of regions that are not named here the answer is 421."""
     account: str = ""
     """The only account id that requests may name; empty: any, since clients must name one."""
     statement_timeout_s: Positive = 30.0

@@ -3,12 +3,15 @@
 A text may hold several statements, which SQLite itself tells apart. Each has its result; all are of one commit, and the
 first error fails the request. Only the last statement of a text may have parameters (D1's rule).
 
-`rows_read` is the larger of the rows that were answered from tables and those that full scans stepped over, as SQLite counts
-them. It never says more than was read; what an aggregate steps over by an index is not in it (docs/d1-compatibility.md).
+`rows_read` is the largest of what is known for certain: the rows that were answered from tables; those that full scans
+stepped over, as SQLite counts them; and the moves along indexes and sorted rows that so many steps cannot have been without,
+which `edge.bytecode` tells of statements that took more steps than their rows explain. It never says more than was read
+(docs/d1-compatibility.md).
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -17,12 +20,16 @@ from typing import Any, Final, NamedTuple
 import apsw
 import msgspec
 
-from edge.d1_errors import MEMORY, NO_STATEMENT, ONLY_LAST, D1Error, invalid, of_sqlite
+from edge.bytecode import NOTHING, Program, read_listing
+from edge.d1_errors import MEMORY, NO_STATEMENT, NOT_TEXT, ONLY_LAST, D1Error, invalid, of_sqlite
 from edge.guard import READONLY, Guard
 from edge.settings import EdgeConfig
 
 Param = None | bool | int | float | str | list[int]
 _FULLSCAN: Final = "SQLITE_STMTSTATUS_FULLSCAN_STEP"
+_STEPS: Final = "SQLITE_STMTSTATUS_VM_STEP"
+_STEPS_AROUND: Final = 24
+_STEPS_A_ROW: Final = 2
 _CELL_BYTES: Final = 24
 _REMEMBERED: Final = 500
 _MIN, _MAX = -(1 << 63), (1 << 63) - 1
@@ -73,7 +80,9 @@ class Runner(Guard):
         super().__init__(config)
         self._most_bytes = config.result_bytes
         self._left = 0
-        self._scanned: list[int] = []
+        self._costs: list[tuple[int, int, bool]] = []
+        """Of each statement that ended: rows of full scans, steps, and whether it was compiled while it ran."""
+        self._programs: OrderedDict[str, Program] = OrderedDict()
         self._reading: OrderedDict[str, None] = OrderedDict()
 
     def run(self, connection: apsw.Connection, statements: Sequence[Statement]) -> list[Result]:
@@ -90,7 +99,9 @@ class Runner(Guard):
         return results
 
     def _profiled(self, event: dict[str, Any]) -> None:
-        self._scanned.append(event["stmt_status"][_FULLSCAN])
+        status = event["stmt_status"]
+        again, self.touched = self.touched, False  # it was compiled before it began, and SQLite asked the guard then
+        self._costs.append((status[_FULLSCAN], status[_STEPS], again))
 
     def _text(self, connection: apsw.Connection, statement: Statement, results: list[Result]) -> None:
         before = len(results)
@@ -106,49 +117,92 @@ class Runner(Guard):
                 return True
             pending = cursor.bindings_count > 0
             results.append(Result([name for name, *_ in cursor.get_description()], []))
-            reading.append(self._is_reading(sql))
+            asked.append(sql if self._is_reading(sql) else None)
             begun.append(time.perf_counter())
             return True
 
         begun: list[float] = []
-        reading: list[bool] = []
-        self._scanned.clear()
+        asked: list[str | None] = []
+        self._costs = []
         self.wrote = self.touched = self.controlled = False
         cursor = connection.cursor()
         cursor.exec_trace = begin
         try:
             for row in cursor.execute(statement.sql, statement.params):
-                result = results[-1]
-                result.rows.append(row)
-                self._left -= _CELL_BYTES * len(row)
-                for value in row:
-                    kind = type(value)
-                    if kind is str:
-                        self._left -= len(value)
-                    elif kind is bytes:
-                        self._left -= 4 * len(value)
-                        result.blobs = True
-                if self._left < 0:
-                    raise D1Error(MEMORY)
+                self._keep(results[-1], row)
         except apsw.InterruptError:
             raise
         except apsw.Error as error:
             raise of_sqlite(error, self) from None
+        except UnicodeDecodeError:  # no replica has such text, but a statement can make it of a BLOB
+            raise D1Error(NOT_TEXT) from None
         finally:
             ended = time.perf_counter()
             cursor.close(True)
         if len(results) == before:
             raise D1Error(NO_STATEMENT)
+        begun.append(ended)
+        costs, self._costs = self._costs, []
         for number, result in enumerate(results[before:]):
-            until = begun[number + 1] if number + 1 < len(begun) else ended
-            result.duration_ms = (until - begun[number]) * 1000
-            scanned = self._scanned[number] if number < len(self._scanned) else 0
-            result.rows_read = max(len(result.rows), scanned + 1 if scanned else 0) if reading[number] else 0
+            result.duration_ms = (begun[number + 1] - begun[number]) * 1000
+            sql = asked[number]
+            if sql is not None and number < len(costs):
+                last = number + 1 == len(asked)
+                result.rows_read = self._rows_read(connection, sql, statement.params if last else (), result, costs[number])
+
+    def _keep(self, result: Result, row: tuple[Any, ...]) -> None:
+        result.rows.append(row)
+        self._left -= _CELL_BYTES * len(row)
+        for value in row:
+            kind = type(value)
+            if kind is str:
+                self._left -= len(value)
+            elif kind is bytes:
+                self._left -= 4 * len(value)
+                result.blobs = True
+        if self._left < 0:
+            raise D1Error(MEMORY)
+
+    def _rows_read(
+        self, connection: apsw.Connection, sql: str, params: Sequence[Any], result: Result, cost: tuple[int, int, bool]
+    ) -> int:
+        scanned, steps, compiled_again = cost
+        known = len(result.rows)
+        counts = known == 1 and ("ount" in sql or "OUNT" in sql)
+        if scanned >= known:
+            known = scanned + 1 if scanned else known
+        if compiled_again:  # what is listed need not be what ran
+            self._programs.pop(sql, None)
+            return known
+        if steps <= _STEPS_AROUND + (_STEPS_A_ROW + len(result.columns)) * known and not counts:
+            return known
+        program = self._program(connection, sql, params)
+        if counts and program.counted is not None:
+            return int(result.rows[0][program.counted])
+        return max(known, program.moves(steps))
+
+    def _program(self, connection: apsw.Connection, sql: str, params: Sequence[Any]) -> Program:
+        """Of what has just run, as SQLite lists it."""
+        program = self._programs.get(sql)
+        if program is None:
+            program = NOTHING
+            connection.trace_v2(0, None)
+            # its time is over; it is longer than a statement may be, with the prefix; it has a literal that is no text
+            with contextlib.suppress(apsw.Error, UnicodeDecodeError):
+                # compiled now: a listing is not run, so SQLite does not notice that one it has is of another schema
+                program = read_listing(connection.execute(f"explain {sql}", params, can_cache=False))
+            connection.trace_v2(apsw.SQLITE_TRACE_PROFILE, self._profiled)
+            self.touched = False
+            self._programs[sql] = program
+            if len(self._programs) > _REMEMBERED:
+                self._programs.popitem(last=False)
+        return program
 
     def _is_reading(self, sql: str) -> bool:
         """Whether it reads from a table: told when it was compiled, so it is kept for as long as the compiled one may be."""
         if self.touched:
             self.touched = False
+            self._programs.pop(sql, None)  # another one, perhaps, of a schema that has changed
             self._reading[sql] = None
             if len(self._reading) > _REMEMBERED:
                 self._reading.popitem(last=False)

@@ -1,7 +1,7 @@
 """Who may ask: bearer tokens, of which only hashes are kept, and short-lived signed ones.
 
     hr_<id>_<secret>          made once, shown once; good until it is revoked or expires
-    hrs_<claims>.<mac>        for a browser or a service of one tenant: says itself whose it is and until when
+    hrs_<claims>.<mac>        for a browser, or a service of one tenant: says itself whose it is and until when
 
 Both name a scope (`read`, or `admin`, which includes it) and tenants (some, or all). A secret is 256 random bits, so one
 round of SHA-256 is as good as many; comparisons take the same time wherever they differ. A signed token can only read, and
@@ -69,7 +69,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Claims(msgspec.Struct, forbid_unknown_fields=True):
-    tenants: list[str]
+    tenants: list[str] | None
     expires: int
     by: str = ""
 
@@ -113,7 +113,8 @@ class TokenFile:
             said = msgspec.json.decode(_from_text(claims), type=_Claims)
         except (msgspec.DecodeError, ValueError, binascii.Error):
             return None
-        return Access(f"signed by {said.by}", "read", frozenset(said.tenants)) if said.expires > time.time() else None
+        tenants = None if said.tenants is None else frozenset(said.tenants)
+        return Access(f"signed by {said.by}", "read", tenants) if said.expires > time.time() else None
 
     def _look(self, *, now: bool = False) -> None:
         moment = time.monotonic()
@@ -157,16 +158,16 @@ class TokenFile:
             file.tokens.append(token)
         return token, f"{_PLAIN}{token.id}_{secret}"
 
-    def sign(self, tenants: Sequence[str], lifetime_s: int, by: str) -> str:
-        """A signed token that reads these tenants for so long. Raises TokenRefused, TokenFileUnreadable."""
-        if not tenants or not 0 < lifetime_s <= _LONGEST_SIGNED_S:
+    def sign(self, tenants: Sequence[str] | None, lifetime_s: int, by: str) -> str:
+        """A signed token that reads these tenants for so long; None: all. Raises TokenRefused, TokenFileUnreadable."""
+        if tenants == [] or tenants == () or not 0 < lifetime_s <= _LONGEST_SIGNED_S:
             raise TokenRefused(
                 "A signed token is for named tenants and for a day at most",
                 hint="Name tenants with --tenant and a lifetime with --expires, or leave --signed out.",
             )
         with self._changing() as file:
             key = file.key.encode()
-        claims = _Claims(sorted(set(tenants)), int(time.time()) + lifetime_s, by)
+        claims = _Claims(None if tenants is None else sorted(set(tenants)), int(time.time()) + lifetime_s, by)
         text = _to_text(msgspec.json.encode(claims))
         return f"{_SIGNED}{text}.{_mac(key, text)}"
 

@@ -1,7 +1,7 @@
 """What was asked and what it cost: per tenant and hour, and per statement. For bills, and to find what is slow.
 
     worker process   Usage      counts in memory, adds to one SQLite file every few seconds and at its end
-    headrace usage   read       sums of any time
+    headrace usage   read       sums of any time; also for wrangler, by `edge.analytics`
 
 Counted are answers to clients, not what Headrace asks by itself. A statement is counted without its literals, and bound
 values are never seen: 'x', x'00' and 12.5 are `?`. What was counted since the last write is lost when a worker is killed; a
@@ -14,9 +14,9 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import apsw
 import msgspec
@@ -108,9 +108,12 @@ class Usage:
 
     def _work(self) -> None:
         while not self._ending.wait(_EVERY_S):
-            self._write()
+            self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """What is in memory, to the file: now, in place of in a few seconds."""
+        if not self._path:
+            return
         with self._lock:
             hours, self._hours = self._hours, {}
             statements, self._statements = self._statements, {}
@@ -134,7 +137,7 @@ class Usage:
         if self._path:
             self._ending.set()
             self._thread.join()
-            self._write()
+            self.write()
 
 
 def _add(counts: dict[Any, list[Any]], key: object, more: list[Any]) -> None:
@@ -174,14 +177,30 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     efficiency: float
 
 
-def read(path: Path, since_s: int, *, tenant: str | None = None, by_hour: bool = False) -> list[Line]:
-    """Sums since then, those who read most first; with `by_hour` in the order of time. Raises UsageUnreadable."""
+class Span(NamedTuple):
+    """What is summed: hours that begin at `since_s` or later, and before or at `until_s` (Unix seconds; None: all), of one
+    tenant, or of those that are named. None: of all."""
+
+    since_s: int
+    until_s: int | None = None
+    tenants: Collection[str] | None = None
+
+    def values(self) -> tuple[Any, ...]:
+        """As `_IN_SPAN` binds them."""
+        names = None if self.tenants is None else msgspec.json.encode(list(self.tenants)).decode()
+        return self.since_s, self.until_s, names
+
+
+_IN_SPAN: Final = "hour >= ?1 and (?2 is null or hour <= ?2) and (?3 is null or tenant in (select value from json_each(?3)))"
+
+
+def read(path: Path, span: Span, *, by_hour: bool = False) -> list[Line]:
+    """Sums, those who read most first; with `by_hour` in the order of time. Raises UsageUnreadable."""
     group, order = ("hour, tenant", "hour, 5 desc") if by_hour else ("tenant", "5 desc")
     sql = (
         f"select tenant, {'hour' if by_hour else 'null'}, sum(requests), sum(statements), sum(rows_read),"
         " sum(rows_returned), round(sum(sql_ms), 3), sum(bytes), max(storage) from hours"
-        " where hour >= ?1 and (?2 is null or tenant = ?2)"
-        f" group by {group} order by {order}"
+        f" where {_IN_SPAN} group by {group} order by {order}"
     )
     return [
         Line(
@@ -195,15 +214,18 @@ def read(path: Path, since_s: int, *, tenant: str | None = None, by_hour: bool =
             bytes_sent=row[7],
             storage_bytes=row[8],
         )
-        for row in _select(path, sql, (since_s, tenant))
+        for row in _select(path, sql, span.values())
     ]
 
 
-def read_statements(path: Path, since_s: int, limit: int, *, tenant: str | None = None) -> list[Asked]:
-    """The statements that took most time. Raises UsageUnreadable."""
+BY_TIME: Final = "sum(sql_ms) desc"
+
+
+def read_statements(path: Path, span: Span, limit: int, *, order: str = BY_TIME) -> list[Asked]:
+    """Statements in an order, which is SQL over the columns: those that took most time first. Raises UsageUnreadable."""
     sql = (
         "select tenant, sql, sum(runs), sum(rows_read), sum(rows_returned), round(sum(sql_ms), 3) from statements"
-        " where hour >= ?1 and (?2 is null or tenant = ?2) group by tenant, sql order by sum(sql_ms) desc limit ?3"
+        f" where {_IN_SPAN} group by tenant, sql order by {order}, tenant, sql limit ?4"
     )
     return [
         Asked(
@@ -215,7 +237,7 @@ def read_statements(path: Path, since_s: int, limit: int, *, tenant: str | None 
             sql_ms=row[5],
             efficiency=round(row[4] / row[3], 4) if row[3] else 1.0,
         )
-        for row in _select(path, sql, (since_s, tenant, limit))
+        for row in _select(path, sql, (*span.values(), limit))
     ]
 
 

@@ -72,7 +72,7 @@ class RelayStatus(msgspec.Struct):
     appended_lsn: str = "0/0"
     durable_lsn: str = "0/0"
     progress_time_us: int = 0
-    """When the last Progress record was made."""
+    """Of the last Progress record in the log; 0: none of this run yet."""
     received_bytes: int = 0
     transactions: int = 0
     rows: int = 0
@@ -255,6 +255,7 @@ class Relay:
         failpoints.hit("relay.copy-ended")
         progress = self._progress(start.generation, point, system, refilling.refills.pending())
         self._put_everywhere(progress, durable=True, mark=point)
+        self.status.progress_time_us = progress.time_us
         log.info("copied", rows=rows, generation=start.generation)
         return point
 
@@ -475,9 +476,11 @@ class Relay:
         session.progress_due = time.monotonic() + self._options.progress_interval_s
         if lsn <= session.marked:
             return
-        progress = envelope.encode(self._progress(generation, lsn, system, session.refilling.refills.pending()))
-        if self._writer.broadcast(progress, mark=lsn):
-            session.marked, session.progress = lsn, progress
+        progress = self._progress(generation, lsn, system, session.refilling.refills.pending())
+        encoded = envelope.encode(progress)
+        if self._writer.broadcast(encoded, mark=lsn):
+            session.marked, session.progress = lsn, encoded
+            self.status.progress_time_us = progress.time_us
             self._writer.commit()
 
     def _confirm(self, session: _Session) -> None:
@@ -515,12 +518,11 @@ class Relay:
     def _progress(
         self, generation: int, lsn: int, system: SystemIdentity, refills: Sequence[envelope.Refill] = ()
     ) -> Progress:
-        self.status.progress_time_us = time.time_ns() // 1000
         return Progress(
             generation,
             lsn,
             self._relay,
-            self.status.progress_time_us,
+            time.time_ns() // 1000,
             system.system_id,
             system.timeline,
             self._options.slot,

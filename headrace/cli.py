@@ -608,6 +608,33 @@ def tenant_history(
 
 
 @app.command()
+def dashboard(
+    tenant: Annotated[list[str] | None, typer.Option(help="Only this tenant; may be given again. Without, all.")] = None,
+    expires: Annotated[
+        str, typer.Option(metavar="AGE", help="How long the address is good for: 15m, 12h; a day at most.")
+    ] = "1h",
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in the desktop's browser, too.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the address of the dashboard that `headrace edge` serves, with a token that only reads and soon expires."""
+    from headrace.dashboard.link import link, open_browser, show_link
+    from headrace.places import parse_age_s
+
+    try:
+        lifetime_s = int(parse_age_s(expires))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--expires") from None
+    made = link(load(config), lifetime_s, tenant or ())
+    if as_json:
+        output.print_json(made)
+    else:
+        show_link(made)
+    if open_it:
+        open_browser(made.url)
+
+
+@app.command()
 def demo(
     seconds: Annotated[float | None, typer.Option(min=1, help="End by itself after so long; without, on Ctrl-C.")] = None,
     tenants: Annotated[int, typer.Option(min=1, max=5000, help="How many tenants to make.")] = 100,

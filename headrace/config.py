@@ -218,6 +218,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         # ValueError: msgspec turns it into a ValidationError that names the file
         if self.apply.group and self.log.kind != "kafka":
             raise ValueError('`apply.group` needs a log with groups: set `log.kind = "kafka"`, or leave it out')
+        if self.edge.route != "off" and not (self.edge.advertise and self.snapshots.url):
+            raise ValueError("`edge.route` needs to know who owns what: set `edge.advertise` and `snapshots.url`")
         if wrong := misfit(self.placement, self.tenancy):
             raise ValueError(f"`tenancy` and `placement` do not fit: {wrong}")
 

@@ -13,6 +13,9 @@ from appliers.reader import Directory
 from edge.d1_errors import D1Error
 from edge.seams import Seams
 from headrace.config import Config
+from headrace.dashboard.viewers import Viewers
+from headrace.edge_copies import CopiesOfReplicas
+from headrace.edge_elsewhere import OtherMachines
 from headrace.edge_time_travel import PastOfReplicas
 from headrace.errors import CommandError
 from headrace.lifecycle import delete
@@ -46,10 +49,13 @@ class SourceLifecycle:
             raise D1Error(f"{error.message}. {error.hint}") from error
 
 
-def make_seams(config: Config) -> Seams:
-    """What this machine can do, in a worker process."""
+def make_seams(config: Config, hub: str | None = None) -> Seams:
+    """What this machine can do, in a worker process. `hub`: where the dashboard's is."""
     source = config.source
     return Seams(
         time_travel=PastOfReplicas(config) if config.snapshots.url else None,
         lifecycle=SourceLifecycle(config) if source.dsn or source.dsn_file else None,
+        observer=Viewers(config, hub) if hub else None,
+        elsewhere=OtherMachines(config) if config.edge.route != "off" or config.edge.regions else None,
+        copier=CopiesOfReplicas(config) if config.edge.route == "hydrate" else None,
     )

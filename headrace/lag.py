@@ -30,7 +30,7 @@ from fanout.log import Extent, open_reader
 from headrace.config import Config
 from headrace.errors import PartitionUnknown
 from headrace.status import failure_of
-from headrace.status_file import Failure, read_processes
+from headrace.status_file import Failure, Process, read_processes
 
 
 class PartitionLag(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,24 +90,11 @@ class Probe:
     def measure(self) -> Lag:
         """As of now. Raises LogError, StateForeign, CommandError."""
         slot, failure = self._ask_source()
-        appliers = self._appliers()
+        appliers = running_appliers(read_processes(Path(self._config.run.path)))
         # in this order nobody can be ahead of the end
-        applied = self._applied(appliers)
+        applied = applied_places(Path(self._config.replicas.path), appliers)
         extents = self._reader.extents(self._partitions)
         return compose(slot, failure, extents, applied, appliers, self._config.log.kind)
-
-    def _appliers(self) -> list[WorkerStatus]:
-        running = (p.status for p in read_processes(Path(self._config.run.path)) if p.state == "running")
-        return [status for status in running if isinstance(status, WorkerStatus)]
-
-    def _applied(self, appliers: Collection[WorkerStatus]) -> dict[int, PartitionState]:
-        """The furthest that is known of each partition."""
-        applied: dict[int, PartitionState] = {}
-        with contextlib.suppress(ReplicasMissing), Directory(Path(self._config.replicas.path)) as directory:
-            applied = directory.partitions()
-        for status in appliers:
-            applied.update({place.partition: place for place in status.places})
-        return applied
 
     def _ask_source(self) -> tuple[Slot | None, Failure | None]:
         try:
@@ -122,6 +109,22 @@ class Probe:
         if self._source is not None:
             self._source.close()
             self._source = None
+
+
+def running_appliers(processes: Collection[Process]) -> list[WorkerStatus]:
+    """What they tell."""
+    running = (process.status for process in processes if process.state == "running")
+    return [status for status in running if isinstance(status, WorkerStatus)]
+
+
+def applied_places(root: Path, appliers: Collection[WorkerStatus]) -> dict[int, PartitionState]:
+    """The furthest that is known of each partition. Raises StateForeign, StorageUnavailable."""
+    applied: dict[int, PartitionState] = {}
+    with contextlib.suppress(ReplicasMissing), Directory(root) as directory:
+        applied = directory.partitions()
+    for status in appliers:
+        applied.update({place.partition: place for place in status.places})
+    return applied
 
 
 def most_behind(lag: Lag, count: int | None) -> Lag:

@@ -223,7 +223,7 @@ def run_applier(config: Config, share: Share) -> None:
     def attempt(run: Callable[[Stage], None]) -> None:
         with open_reader(config.log) as reader:
             partitions: Sequence[int] = share.partitions(reader.partitions)
-            handover = make_handover(config.snapshots)
+            handover = make_handover(config.snapshots, config.edge.advertise)
             run(Worker(options, reader, partitions, told, handover=handover, open_log=open_log))
 
     _run_applier(config, told, attempt, share.number)
@@ -243,7 +243,7 @@ def run_member(config: Config, instance: str) -> None:
                     member,
                     on_status=told,
                     member=member,
-                    handover=make_handover(config.snapshots),
+                    handover=make_handover(config.snapshots, config.edge.advertise),
                     open_log=open_log,
                 )
             )
@@ -277,8 +277,10 @@ def _run_applier(config: Config, told: _Told, attempt: Callable[[Callable[[Stage
         runner.run(attempt)
 
 
-def make_handover(snapshots: SnapshotsConfig) -> Handover:
-    """With an object store, if one is configured. Raises StoreMisconfigured, StoreUnavailable."""
+def make_handover(snapshots: SnapshotsConfig, edge: str = "") -> Handover:
+    """With an object store, if one is configured. `edge`: where this machine answers readers, for claims.
+
+    Raises StoreMisconfigured, StoreUnavailable."""
     if not snapshots.url:
         return Handover()
     from appliers.snapshots.handover import SnapshotHandover  # its libraries are large
@@ -289,7 +291,7 @@ def make_handover(snapshots: SnapshotsConfig) -> Handover:
     store = open_store(snapshots.url, snapshots.options)
     tenants = tuple((pattern, _days_ms(days)) for pattern, days in snapshots.tenant_days.items())
     retention = Retention(_days_ms(snapshots.days), tenants)
-    return SnapshotHandover(store, bounds, interval_s=snapshots.interval_s, retention=retention)
+    return SnapshotHandover(store, bounds, interval_s=snapshots.interval_s, retention=retention, edge=edge)
 
 
 def _days_ms(days: float) -> int:

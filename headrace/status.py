@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -24,12 +26,15 @@ from cdc.errors import HeadraceError
 from cdc.lsn import format_lsn
 from cdc.slot import Slot, SlotState, inspect_slot
 from fanout.log import LogConfig, open_reader
+from fanout.log.interface import Extent
 from fanout.relay import RelayStatus
-from headrace.config import Config
+from headrace.config import Config, SnapshotsConfig
+from headrace.output import bytes_text
 from headrace.status_file import AuditStatus, Failure, Process, read_processes
 
 T = TypeVar("T")
 
+_OF_TENANT: Final = re.compile(r"(`headrace (?:tenant (?:info|release|skip)|resync))`")
 _LATE: Final = 4
 _HELD_MS: Final = 10_000
 """A tenant that waits for values of a row usually does so for milliseconds."""
@@ -92,6 +97,14 @@ class ReplicasStatus(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: list[Stopped] = []
 
 
+class Sizes(msgspec.Struct, frozen=True):
+    """Of all replicas together; `bytes` with `wal_bytes`."""
+
+    count: int
+    bytes: int
+    wal_bytes: int
+
+
 class Problem(msgspec.Struct, frozen=True):
     """What needs a person, and what to do about it."""
 
@@ -117,16 +130,24 @@ def collect(config: Config) -> Status:
         source=_source(config),
         log=_log(config.log),
         processes=read_processes(Path(config.run.path)),
-        replicas=_replicas(Path(config.replicas.path)),
-        snapshots_late_s=_LATE * config.snapshots.age_s + 60 if config.snapshots.url else None,
+        replicas=replicas_status(Path(config.replicas.path)),
+        snapshots_late_s=late_s(config.snapshots),
     )
     return msgspec.structs.replace(status, problems=list(problems(status)))
 
 
+def late_s(snapshots: SnapshotsConfig) -> float | None:
+    """How old each partition's newest manifest may be; None without an object store."""
+    return _LATE * snapshots.age_s + 60 if snapshots.url else None
+
+
 def stopped(entry: Quarantined) -> Stopped:
-    """A quarantined tenant as a part of the answer."""
+    """A quarantined tenant as a part of the answer. Commands in its hint name the tenant."""
     told = {name: getattr(entry, name) for name in Stopped.__struct_fields__}
-    return Stopped(**{**told, "tenant": None if entry.tenant == SHARED_NAME else entry.tenant})
+    if entry.tenant == SHARED_NAME:
+        return Stopped(**{**told, "tenant": None})
+    tenant = shlex.quote(entry.tenant)
+    return Stopped(**{**told, "hint": _OF_TENANT.sub(lambda command: f"{command[1]} {tenant}`", entry.hint)})
 
 
 def failure_of(error: HeadraceError) -> Failure:
@@ -134,7 +155,8 @@ def failure_of(error: HeadraceError) -> Failure:
     return Failure(type(error).__name__, str(error), error.hint)
 
 
-def _attempt(ask: Callable[[], T]) -> T | Failure:
+def attempt(ask: Callable[[], T]) -> T | Failure:
+    """What is answered, or why there is no answer."""
     try:
         return ask()
     except HeadraceError as error:
@@ -148,9 +170,17 @@ def _source(config: Config) -> SourceStatus:
         with connect(dsn, application_name="headrace-status") as conn:
             return inspect_slot(conn, slot)
 
-    server = _attempt(lambda: describe_dsn(dsn))
-    found = _attempt(ask)
-    named = "" if isinstance(server, Failure) else server
+    return source_status(server_of(dsn), slot, attempt(ask))
+
+
+def server_of(dsn: str) -> str:
+    """Which server it is, without secrets; empty when the text is no connection string."""
+    server = attempt(lambda: describe_dsn(dsn))
+    return "" if isinstance(server, Failure) else server
+
+
+def source_status(named: str, slot: str, found: Slot | Failure) -> SourceStatus:
+    """What the server `named` said of the slot."""
     if isinstance(found, Failure):
         return SourceStatus(server=named, slot=slot, failure=found)
     if found.state in (SlotState.MISSING, SlotState.FOREIGN):
@@ -170,41 +200,46 @@ def _source(config: Config) -> SourceStatus:
 
 
 def _log(config: LogConfig) -> LogStatus:
+    def ask() -> dict[int, Extent]:
+        with open_reader(config) as reader:
+            return reader.extents(range(reader.partitions))
+
+    return log_status(config, attempt(ask))
+
+
+def log_status(config: LogConfig, extents: Mapping[int, Extent] | Failure) -> LogStatus:
+    """What the log said of all its partitions."""
     embedded = config.kind == "embedded"
     place = config.path if embedded else f"{config.topic} on {config.bootstrap}"
-
-    def ask() -> LogStatus:
-        with open_reader(config) as reader:
-            extents = reader.extents(range(reader.partitions)).values()
-            # one offset counts the records of all partitions of the embedded log
-            spans = [extent.end - extent.first for extent in extents]
-            return LogStatus(
-                kind=config.kind,
-                place=place,
-                partitions=reader.partitions,
-                records=max(spans) if embedded else sum(spans),
-                size_bytes=_size(Path(config.path)) if embedded else None,
-            )
-
-    found = _attempt(ask)
-    return LogStatus(kind=config.kind, place=place, failure=found) if isinstance(found, Failure) else found
+    if isinstance(extents, Failure):
+        return LogStatus(kind=config.kind, place=place, failure=extents)
+    # one offset counts the records of all partitions of the embedded log
+    spans = [extent.end - extent.first for extent in extents.values()]
+    return LogStatus(
+        kind=config.kind,
+        place=place,
+        partitions=len(extents),
+        records=max(spans) if embedded else sum(spans),
+        size_bytes=_size(Path(config.path)) if embedded else None,
+    )
 
 
 def _size(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob("log.db*"))
 
 
-def _replicas(root: Path) -> ReplicasStatus:
+def replicas_status(root: Path, sizes: Sizes | None = None) -> ReplicasStatus:
+    """`sizes`: of some moments ago; None: look at every file, which takes two seconds for 50,000."""
+
     def ask() -> ReplicasStatus:
         with Directory(root) as directory:
-            sizes = [file for p in range(directory.partition_count) for file in directory.files(p)]
-            shared = root / SHARED_FILE
+            known = sizes or _sizes(directory)
             return ReplicasStatus(
                 path=str(root),
-                count=len(sizes),
-                shared=shared.exists(),
-                bytes=sum(file.bytes + file.wal_bytes for file in sizes) + (shared.stat().st_size if shared.exists() else 0),
-                wal_bytes=sum(file.wal_bytes for file in sizes),
+                count=known.count,
+                shared=(root / SHARED_FILE).exists(),
+                bytes=known.bytes,
+                wal_bytes=known.wal_bytes,
                 stale=any(state.stale for state in directory.partitions().values()),
                 quarantined=[stopped(entry) for entry in directory.quarantined().values()],
             )
@@ -215,6 +250,14 @@ def _replicas(root: Path) -> ReplicasStatus:
         return ReplicasStatus(path=str(root))
     except HeadraceError as error:
         return ReplicasStatus(path=str(root), failure=failure_of(error))
+
+
+def _sizes(directory: Directory) -> Sizes:
+    files = [file for p in range(directory.partition_count) for file in directory.files(p)]
+    shared = directory.root / SHARED_FILE
+    wal_bytes = sum(file.wal_bytes for file in files)
+    shared_bytes = shared.stat().st_size if shared.exists() else 0
+    return Sizes(len(files), sum(file.bytes for file in files) + wal_bytes + shared_bytes, wal_bytes)
 
 
 def problems(status: Status) -> Iterator[Problem]:
@@ -250,7 +293,7 @@ def _source_problems(status: Status) -> Iterator[Problem]:
         case SlotState.INVALIDATED:
             yield Problem(f"Slot {source.slot} is lost: Postgres removed WAL that it needed", recover)
         case SlotState.INACTIVE if not reading:
-            kept = f" and Postgres keeps {source.retained_bytes:,} bytes of WAL for it" if source.retained_bytes else ""
+            kept = f", and Postgres keeps {bytes_text(source.retained_bytes)} of WAL for it" if source.retained_bytes else ""
             yield Problem(f"Nobody reads slot {source.slot}{kept}", "Start `headrace run`, or `headrace relay`.")
     if source.wal_status == "unreserved":
         yield Problem(
@@ -263,7 +306,8 @@ def _process_problems(status: Status) -> Iterator[Problem]:
     appliers = [process for process in status.processes if process.stage == "applier"]
     covered = {p for process in appliers if process.state == "running" for p in _partitions(process, status)}
     for process in status.processes:
-        fix = process.failure.hint if process.failure else "Its last log lines say why; start it again."
+        again = f"Its last log lines say why. Start it again: `headrace run`, or `headrace {process.stage}`."
+        fix = process.failure.hint if process.failure else again
         why = f": {process.failure.message}" if process.failure else ""
         replaced = process.stage == "applier" and covered.issuperset(_partitions(process, status))
         if process.state == "running" and process.failure:

@@ -166,7 +166,7 @@ def _read(path: Path) -> Process:
         stage=head.stage,
         state="running" if is_locked(path.with_suffix(".lock")) else ended,
         pid=head.pid,
-        age_s=round(max(0.0, time.time() - written), 1),
+        age_s=round(max(0.0, time.time() - written), 3),
         share=head.share,
         failure=head.failure,
         status=status,

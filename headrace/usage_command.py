@@ -33,13 +33,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 def report(config: Config, since_s: int, *, tenant: str | None, by_hour: bool, top: int) -> Report:
     """`since_s`: seconds back from now, and to the begin of that hour. Raises UsageUnreadable."""
     path, begin = Path(config.edge.usage), (int(time.time()) - since_s) // 3600 * 3600
-    lines = usage.read(path, begin, tenant=tenant, by_hour=by_hour)
+    span = usage.Span(begin, None, None if tenant is None else [tenant])
+    lines = usage.read(path, span, by_hour=by_hour)
     sizes = {line.tenant: line.storage_bytes for line in lines}
     rows_read, storage = sum(line.rows_read for line in lines), sum(sizes.values())
     return Report(
         since=_time(begin),
         lines=lines,
-        statements=usage.read_statements(path, begin, top, tenant=tenant),
+        statements=usage.read_statements(path, span, top),
         rows_read=rows_read,
         storage_bytes=storage,
         dollars_rows_read=round(rows_read * DOLLARS_A_ROW_READ, 6),

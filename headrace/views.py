@@ -10,6 +10,7 @@ import datetime
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
+from typing import Final
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -20,7 +21,7 @@ from appliers.orders import Happened
 from appliers.worker import WorkerStatus
 from fanout.relay import RelayStatus
 from headrace import output
-from headrace.lag import Lag, PartitionLag
+from headrace.lag import Lag, PartitionLag, most_behind
 from headrace.output import bytes_text, print_facts, print_table
 from headrace.quarantine import Asked
 from headrace.records import iso_ms, printable
@@ -98,7 +99,10 @@ def _show_processes(processes: Sequence[Process]) -> None:
                 row += [None, f"{status.workers} workers at {status.url}"]
         rows.append(row)
     if rows:
-        print_table("Processes", ("name", "state", "phase", "pid", "wrote ago", "rows", ""), rows)
+        table = output.make_table("Processes", ("name", "state", "phase", "pid", "wrote ago", "rows", ""), rows)
+        for line, process in zip(table.rows, processes, strict=True):
+            line.style = "red" if process.state in ("failed", "dead") else "yellow" if process.failure else None
+        output.out.print(table)
     else:
         print_facts("Processes", {"none": "has run with this `run.path`"})
 
@@ -140,13 +144,30 @@ def _show_replicas(replicas: ReplicasStatus) -> None:
 # --- lag ---
 
 
-def lag_view(lag: Lag) -> RenderableType:
-    """The totals and a table of partitions."""
-    columns = ("partition", "end", "applied", "behind", "applied LSN", "WAL behind", "as of")
-    return Group(Text(_totals(lag), style="bold"), output.make_table("", columns, [_lag_row(p) for p in lag.partitions]))
+_LATE_S: Final = 5.0
+"""The relay tells once a second where it is, and the applier once a second how far it is."""
+_OTHER_LINES: Final = 4
 
 
-def _lag_row(lag: PartitionLag) -> tuple[object, ...]:
+def lag_view(lag: Lag, lines: int | None = None) -> RenderableType:
+    """The totals and a table of partitions; late ones in colour. `lines`: of the screen, on which those most behind fit."""
+    columns = ("partition", "end", "applied", "behind", "applied LSN", "WAL behind", "time behind")
+    rows = len(lag.partitions) if lines is None else max(1, lines - _OTHER_LINES)
+    shown = lag if len(lag.partitions) <= rows else most_behind(lag, rows)
+    now = time.time()
+    table = output.make_table("", columns, [_lag_row(p, now) for p in shown.partitions])
+    for row, partition in zip(table.rows, shown.partitions, strict=True):
+        row.style = "yellow" if partition.behind and _behind_s(partition, now) > _LATE_S else None
+    left = len(lag.partitions) - len(shown.partitions)
+    more = [Text(f"and {left:,} more, less behind", style="dim")] if left else []
+    return Group(Text(_totals(lag), style="bold"), table, *more)
+
+
+def _behind_s(lag: PartitionLag, now: float) -> float:
+    return max(0.0, now - lag.applied_time_us / 1_000_000) if lag.applied_time_us else 0.0
+
+
+def _lag_row(lag: PartitionLag, now: float) -> tuple[object, ...]:
     return (
         lag.partition,
         lag.end,
@@ -154,7 +175,7 @@ def _lag_row(lag: PartitionLag) -> tuple[object, ...]:
         lag.behind,
         lag.applied_lsn or "",
         bytes_text(lag.behind_bytes),
-        time_text(lag.applied_time_us),
+        f"{_behind_s(lag, now):,.1f} s" if lag.applied_time_us else "",
     )
 
 
@@ -177,10 +198,10 @@ def watch_lag(measure: Callable[[], Lag], *, as_json: bool, period_s: float = 1.
             while True:
                 _show_once(measure(), as_json=as_json)
                 time.sleep(period_s)
-        with Live(lag_view(measure()), console=output.out, auto_refresh=False, screen=True) as live:
+        with Live(console=output.out, auto_refresh=False, screen=True) as live:
             while True:
+                live.update(lag_view(measure(), output.out.height), refresh=True)
                 time.sleep(period_s)
-                live.update(lag_view(measure()), refresh=True)
 
 
 def _show_once(lag: Lag, *, as_json: bool) -> None:

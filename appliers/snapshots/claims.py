@@ -10,13 +10,25 @@ that whatever a lower epoch writes later is below it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from appliers.errors import Fenced, StoreMisconfigured
 from appliers.snapshots.keys import PartitionKeys, epoch_of
 from appliers.snapshots.store import Store
+
+
+class Holder(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Who claimed a partition. `owner`: host and process, for people who look. `edge`: the URL at which that machine answers
+    readers (`edge.advertise`); empty: it does not. `since_ms`: Unix time by its own clock."""
+
+    owner: str
+    since_ms: int
+    edge: str = ""
+
+
+_decode: Final = msgspec.json.Decoder(Holder).decode
 
 
 class Claim(NamedTuple):
@@ -26,10 +38,10 @@ class Claim(NamedTuple):
     epoch: int
 
 
-def claim(store: Store, keys: PartitionKeys, owner: str, now_ms: int) -> Claim:
-    """Own the partition from now on. `owner`: host and process, for people who look. Raises what the store raises, and
+def claim(store: Store, keys: PartitionKeys, owner: str, now_ms: int, edge: str = "") -> Claim:
+    """Own the partition from now on. `owner`, `edge`: as in `Holder`. Raises what the store raises, and
     StoreMisconfigured when the store is seen to ignore the condition of put-if-absent, as some S3-compatible servers do."""
-    body = msgspec.json.encode({"owner": owner, "since_ms": now_ms})
+    body = msgspec.json.encode(Holder(owner, now_ms, edge))
     while True:
         epoch = newest_epoch(store, keys) + 1
         if not store.put_if_absent(keys.claim(epoch), body):
@@ -48,6 +60,15 @@ def check(store: Store, held: Claim) -> None:
     newest = newest_epoch(store, held.keys)
     if newest > held.epoch:
         raise Fenced("The partition has a newer owner", partition=held.keys.partition, epoch=held.epoch, newest=newest)
+
+
+def holder(store: Store, keys: PartitionKeys) -> Holder | None:
+    """Who has the highest claim; None when there is none. Raises what the store raises."""
+    while epoch := newest_epoch(store, keys):
+        body = store.get(keys.claim(epoch))
+        if body is not None:  # else a higher one came, and old ones were removed
+            return _decode(body)
+    return None
 
 
 def newest_epoch(store: Store, keys: PartitionKeys) -> int:

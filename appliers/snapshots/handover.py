@@ -99,15 +99,17 @@ class SnapshotHandover(Handover):
         retention: Retention,
         rather_read: int = RATHER_READ,
         fenced_s: float = FENCED_S,
+        edge: str = "",
     ) -> None:
         """`interval_s`: between two rounds of a partition. `retention`: of the past. `rather_read`:
         how many records behind the manifest are read from the log, rather than every replica fetched anew. `fenced_s`: until
-        a partition is claimed again that another one has claimed."""
+        a partition is claimed again that another one has claimed. `edge`: where this machine answers readers, for claims."""
         self._store = store
         self._bounds = bounds
         self._interval_s = interval_s
         self._rather_read = rather_read
         self._fenced_s = fenced_s
+        self._edge = edge
         self._retention = retention
         self._owned: dict[int, _Owned] = {}
         self._placed: set[str] = set()
@@ -138,7 +140,9 @@ class SnapshotHandover(Handover):
         publisher: Publisher | None = None
         found: Manifest | None = None
         try:
-            publisher, found = publish.take_over(self._store, self._keys(partition), rounds.owner(), rounds.now_ms())
+            publisher, found = publish.take_over(
+                self._store, self._keys(partition), rounds.owner(), rounds.now_ms(), self._edge
+            )
         except StoreUnavailable as error:
             if not mine or pending:
                 raise
@@ -359,6 +363,7 @@ class SnapshotHandover(Handover):
             self._retention,
             collecting,
             frozenset(owned.emptied & owned.dirty.taking().keys()),
+            self._edge,
         )
 
     def _done(self, partition: int, owned: _Owned) -> None:

@@ -55,10 +55,12 @@ class Publisher:
         return made
 
 
-def take_over(store: Store, keys: PartitionKeys, owner: str, now_ms: int) -> tuple[Publisher, Manifest | None]:
+def take_over(
+    store: Store, keys: PartitionKeys, owner: str, now_ms: int, edge: str = ""
+) -> tuple[Publisher, Manifest | None]:
     """Claim the partition, and go on from its newest manifest: published again, so that a former owner's later ones are
     below it. None: nobody has published any. Raises ManifestUnreadable, Fenced, and what the store raises."""
-    publisher = Publisher(store, claims.claim(store, keys, owner, now_ms))
+    publisher = Publisher(store, claims.claim(store, keys, owner, now_ms, edge))
     found = newest(store, keys)
     return publisher, publisher.publish(found, now_ms) if found is not None else None
 

@@ -59,6 +59,8 @@ class Plan(NamedTuple):
     collecting: bool
     emptied: frozenset[str]
     """Tenants of which older snapshots are to go, once they have one without rows."""
+    edge: str = ""
+    """Where this machine answers readers, for a claim that is made anew."""
 
 
 class Outcome(NamedTuple):
@@ -94,7 +96,7 @@ def run(store: Store, plan: Plan, copiers: Executor | None = None, until: Callab
     freed = 0
     try:
         if publisher is None:
-            publisher, base = publish.take_over(store, plan.keys, owner(), now_ms())
+            publisher, base = publish.take_over(store, plan.keys, owner(), now_ms(), plan.edge)
         if base is not None and base.offset > plan.reached:
             return Outcome(publisher, base, frozenset(), damaged, None)  # this machine has yet to read what others have
         if _newest_state(plan, plan.rest) is None:

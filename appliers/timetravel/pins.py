@@ -56,17 +56,17 @@ _decoder = msgspec.json.Decoder(Pin)
 def pin_of(path: Path) -> Pin:
     """Of the replica that has this name. Raises StorageUnavailable."""
     try:
-        return _decoder.decode(_pin_path(path).read_bytes())
+        return _decoder.decode(pin_path(path).read_bytes())
     except FileNotFoundError:
         return Pin()
     except (OSError, msgspec.MsgspecError) as error:
-        raise StorageUnavailable("A tenant's pin cannot be read", path=str(_pin_path(path))) from error
+        raise StorageUnavailable("A tenant's pin cannot be read", path=str(pin_path(path))) from error
 
 
 def served(path: Path) -> Path:
     """The file that readers of this replica are to open."""
     try:
-        _pin_path(path).stat()
+        pin_path(path).stat()
     except FileNotFoundError:
         return path
     now = pin_of(path).now
@@ -130,16 +130,17 @@ def _switch(path: Path, now: Served, live: str) -> Pin:
 def forget(path: Path) -> None:
     """Serve the live one, and keep nothing else. Raises StorageUnavailable."""
     with _alone(path):
-        _pin_path(path).unlink(missing_ok=True)
+        pin_path(path).unlink(missing_ok=True)
         _sweep(path, Pin())
 
 
 def is_pin(path: Path) -> bool:
     """Whether there may be files of pins beside this replica."""
-    return _pin_path(path).exists()
+    return pin_path(path).exists()
 
 
-def _pin_path(path: Path) -> Path:
+def pin_path(path: Path) -> Path:
+    """Where what is pinned of the replica that has this name is written; no such file: it is live."""
     return path.with_suffix(_PIN)
 
 
@@ -148,7 +149,7 @@ def _stem(path: Path) -> str:
 
 
 def _write(path: Path, pin: Pin) -> None:
-    target = _pin_path(path)
+    target = pin_path(path)
     made = target.with_name(f"{target.name}.{secrets.token_hex(4)}.new")
     fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:

@@ -3,6 +3,7 @@
     at_time    a moment -> the tenant's last transaction that committed at or before it
     at_lsn     an LSN -> the place of everything that committed at or before it
     build      a place -> a file: the newest snapshot that is not behind it, and the tenant's records from there
+    newest     the same as of the end of the log
 
 A transaction is named by its commit. Postgres' commit times are not exactly in the order of commits: as
 `recovery_target_time` does, a moment ends before the tenant's first transaction that is later. What is for everybody, a
@@ -71,6 +72,13 @@ class AsOf(msgspec.Struct, frozen=True, kw_only=True):
     commit_time_us: int
     base: Position | None
     rows: int
+
+
+class Newest(NamedTuple):
+    """A file of all that the log held. Everything that committed before `end` is in it."""
+
+    built: AsOf
+    end: Position
 
 
 class Reach(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,6 +196,27 @@ class Travel:
                 raise
         raise PointTooEarly("So far back nothing says what the tenant had", tenant=self._past.tenant)
 
+    def newest(self, path: Path) -> Newest:
+        """The same, of all that the log holds by now. Raises as `build`."""
+        for base in self._bases(_END):
+            try:
+                with self._replaying(path, base, _END) as steps:
+                    for _ in steps:
+                        pass
+                    replay, copied = steps.replay, steps.cut.copied
+                    whole = replay is not None and replay.whole
+                end = Position(copied.generation, copied.lsn, 0)
+                if not whole:  # the rest of a transaction is on its way; up to the last Progress there is no half of one
+                    versions.remove_file(path)
+                    return Newest(self._build(end, path, base), end)
+                return Newest(self._found(path, base, replay, copied), end)
+            except _Beyond:
+                versions.remove_file(path)
+            except BaseException:
+                versions.remove_file(path)
+                raise
+        raise PointTooEarly("Nothing says what the tenant has", tenant=self._past.tenant)
+
     def _bases(self, point: Position) -> list[Base | None]:
         """Snapshots that are not behind a place, the newest first; None: the first copy, if history goes back to one."""
         usable = [base for base in self._past.usable_bases() if base.taken.position <= point]
@@ -200,9 +229,12 @@ class Travel:
             replay, cut = steps.replay, steps.cut
             if not cut.done and (cut.copied.generation, cut.copied.lsn) < point[:2]:
                 self._require_reached(point, replay)
+        return self._found(path, base, replay, cut.copied)
+
+    def _found(self, path: Path, base: Base | None, replay: TenantReplay | None, copied: Copied) -> AsOf:
         tenant = self._past.tenant
         reached = replay.reached if replay is not None else None
-        if not cut.copied.ready or (reached is not None and not reached.ready):
+        if not copied.ready or (reached is not None and not reached.ready):
             raise PointTooEarly("There is no whole first copy up to the point", tenant=tenant)
         if reached is None or replay is None:
             raise TenantUnknown("The tenant had no row yet", tenant=tenant)

@@ -22,12 +22,14 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import psycopg
+from rich.text import Text
 
 from appliers.place import replica_path
 from cdc.connection import connect
 from cdc.errors import HeadraceError
 from cdc.slot import inspect_slot
 from fanout.log.wakeup import Signal
+from headrace.dashboard.link import link, open_browser
 from headrace.demo import source
 from headrace.demo.lag import LagWatch
 from headrace.demo.pipeline import DemoError, Pipeline
@@ -43,6 +45,7 @@ EXIT_INTERRUPTED: Final = 130
 _SHOWN_S: Final = 5.0
 _HISTORY: Final = 30
 _BUSIEST: Final = 5
+_TOKEN_S: Final = 86_400
 _CATCH_UP_S: Final = 60.0
 _LOOK_S: Final = 0.02
 """How often the demo looks whether a stage got somewhere."""
@@ -160,6 +163,10 @@ class _Demo:
         self._done(
             f"first copy: {copied:,} rows into {tenants:,} SQLite files" if copied else "replicas go on from where they were"
         )
+        url = link(config, _TOKEN_S).url
+        screen = self._screen
+        screen.print(Text.assemble(("    dashboard  ", "bold cyan"), (url, f"link {url}")))
+        open_browser(url)
         begin("traffic")
         return self._live(place, conn, pipeline)
 

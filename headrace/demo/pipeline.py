@@ -5,7 +5,9 @@ The child has a lifeline to the demo: it stops in order when the demo does not l
 
 from __future__ import annotations
 
+import datetime
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +21,9 @@ from cdc.lsn import Lsn, parse_lsn
 from fanout.relay import RelayStatus
 from headrace.config import Config, load
 from headrace.demo.source import PUBLICATION, SLOT
+from headrace.demo.usecases import usecases
 from headrace.lifeline import Lifeline
+from headrace.local_postgres import free_port
 from headrace.status_file import read_processes
 
 _TEMPLATE: Final = """\
@@ -41,7 +45,22 @@ path = {replicas}
 
 [run]
 path = {run}
+
+[snapshots]
+url = {snapshots}
+
+[edge]
+enabled = true
+port = {port}
+workers = 1
+tokens = {tokens}
+audit = {audit}
+usage = {usage}
+exports = {exports}
+questions = {questions}
 """
+
+_PORT: Final = 8787
 
 _LAST_LINES: Final = 5
 
@@ -73,7 +92,14 @@ class Pipeline:
         self._process: subprocess.Popen[bytes] | None = None
 
     def configure(self, dsn: str, kafka: str, topic: str) -> Config:
-        """Write headrace.toml; `kafka`: brokers to use instead of the embedded log, or empty. Raises ConfigError."""
+        """Write headrace.toml; `kafka`: brokers to use instead of the embedded log, or empty. The dashboard asks each tenant
+        what the five use cases ask. Raises ConfigError."""
+        asked = [
+            {"title": one.title, "sql": one.query, "params": one.parameters, "shown": one.shown}
+            for one in usecases(datetime.datetime.now(datetime.UTC).date())
+        ]
+        questions = self.directory / "questions.json"
+        questions.write_bytes(msgspec.json.format(msgspec.json.encode(asked), indent=2))
         if kafka:
             log = f'kind = "kafka"\nbootstrap = {_quoted(kafka)}\ntopic = {_quoted(topic)}'
         else:
@@ -86,6 +112,13 @@ class Pipeline:
                 log=log,
                 replicas=_quoted(self.directory / "replicas"),
                 run=_quoted(self.directory / "run"),
+                snapshots=_quoted(self.directory / "snapshots"),
+                port=_port(),
+                tokens=_quoted(self.directory / "tokens.json"),
+                audit=_quoted(self.directory / "edge-audit.jsonl"),
+                usage=_quoted(self.directory / "usage.db"),
+                exports=_quoted(self.directory / "exports"),
+                questions=_quoted(questions),
             )
         )
         return load(self.config_file, {})
@@ -129,6 +162,15 @@ class Pipeline:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait()
             self._process = None
+
+
+def _port() -> int:
+    """The one that people expect, if nobody has it."""
+    try:
+        with socket.create_server(("127.0.0.1", _PORT)):
+            return _PORT
+    except OSError:
+        return free_port()
 
 
 def _quoted(value: object) -> str:

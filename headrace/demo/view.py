@@ -156,7 +156,7 @@ class Terminal:
         self._live.update(self._render(frame), refresh=True)
 
     def print(self, *content: RenderableType) -> None:
-        self._console.print(*content or ("",), sep="\n")
+        self._console.print(*content or ("",), sep="\n", soft_wrap=True)
 
     def close(self) -> None:
         self._live.update(Text(""), refresh=True)

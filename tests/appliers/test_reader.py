@@ -197,3 +197,18 @@ def test_a_reader_of_a_missing_file_makes_none(tmp_path: Path) -> None:
 def test_a_type_is_written_as_postgres_writes_it(oid: int, name: str, typmod: int, text: str) -> None:
     """Modifiers and arrays included."""
     assert type_text(oid, name, typmod) == text
+
+
+def test_a_directory_that_is_being_made_is_not_somebody_elses(tmp_path: Path) -> None:
+    """Between the moment when an applier makes the file and the one when it is whole, a reader is told to wait."""
+    (tmp_path / "state.db").touch()
+    with pytest.raises(ReplicasMissing):
+        Directory(tmp_path)
+    conn = apsw.Connection(str(tmp_path / "state.db"))
+    conn.pragma("journal_mode", "wal")
+    with pytest.raises(ReplicasMissing):
+        Directory(tmp_path)
+    conn.execute("create table mine (a)")
+    with pytest.raises(StateForeign):
+        Directory(tmp_path)
+    conn.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import pytest
 
 from appliers.catalog import Catalog
 from appliers.errors import PartitionInUse, StateForeign
+from appliers.locks import is_locked
 from appliers.orders import Order
+from appliers.place import partition_directory
 from appliers.state import PartitionState, Quarantined, State
 from cdc.facts import Index
 from fanout.errors import LogReplaced, PartitionCountChanged
@@ -130,3 +134,34 @@ def test_columns_of_a_later_version_are_passed_over(tmp_path: Path) -> None:
     again.save_partitions({2: moved})
     assert again.partitions([2]) == {2: moved}
     again.close()
+
+
+def test_who_only_looks_keeps_nobody_from_a_partition(tmp_path: Path) -> None:
+    """An edge asks with each request whether a partition's lock is held; the applier that starts meanwhile has it all the
+    same, and those who look do not see each other."""
+    state = State(tmp_path, "log", 64)
+    directories = [partition_directory(tmp_path, partition) for partition in range(64)]
+    for directory in directories:
+        directory.mkdir()
+    ended = threading.Event()
+    seen: list[Path] = []
+
+    def look() -> None:
+        while not ended.is_set():
+            seen.extend(directory for directory in directories if is_locked(directory, alone=True))
+
+    lookers = [threading.Thread(target=look) for _ in range(3)]
+    for looker in lookers:
+        looker.start()
+    try:
+        time.sleep(0.05)
+        assert seen == []
+        for _ in range(20):
+            state.own(range(64))
+            for partition in range(64):
+                state.disown(partition)
+    finally:
+        ended.set()
+        for looker in lookers:
+            looker.join()
+    state.close()

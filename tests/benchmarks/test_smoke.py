@@ -22,7 +22,7 @@ from tests.kafka_broker import what_kafka_lacks
 needs_postgres = pytest.mark.skipif(not find_installations(), reason="there is no Postgres on this machine")
 
 
-OTHER_PARTS = ("large", "fleet", "first", "verify", "recovery", "resync", "travel", "upkeep")
+OTHER_PARTS = ("large", "fleet", "first", "verify", "recovery", "resync", "travel", "upkeep", "edge")
 """First words of the figures of parts that run only when they are named."""
 
 
@@ -93,6 +93,20 @@ def test_copies_and_what_mends_them_are_measured(tmp_path: Path) -> None:
     _, beside = report.of("resync")
     assert beside.more["resyncs, s"]
     assert beside.more["missing"] == 0
+
+
+@pytest.mark.postgres
+@needs_postgres
+def test_the_edge_is_measured(tmp_path: Path) -> None:
+    """Reads in process and over HTTP, beside what is applied, cold, and beside a neighbour's join: each answer was right."""
+    report = bench(tmp_path, "edge", "--seconds=1")
+
+    assert {t.figure for t in TARGETS if t.figure.startswith("edge ")} <= report.figures.keys()
+    measured = {m.contender: m for m in report.of("edge")}
+    assert measured["HTTP, open loop"].rows == 1000
+    assert measured["HTTP, beside a join"].more["joins"] > 0
+    assert measured["HTTP, cold tenants"].rows == 20
+    assert all(m.more["applied rows"] > 0 for name, m in measured.items() if name.startswith("HTTP, open"))
 
 
 @pytest.mark.kafka

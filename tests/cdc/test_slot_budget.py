@@ -26,6 +26,9 @@ GIGA = 1 << 30
         ([(0, 9000, 1000), (10, 100, 800), (20, 200, 700)], 70.0),
         ([(0, 100, None), (10, 200, 900), (20, 300, 800)], 80.0),
         ([(0, 100, 900), (0, 200, 800)], None),
+        ([(0, 100, 100 * GIGA), (10, 200, 900)], None),
+        ([(0, 100, 100 * GIGA), (10, 200, 900), (20, 300, 800)], 80.0),
+        ([(0, 100, 900), (10, 200, 100 * GIGA), (20, 200 + GIGA, 99 * GIGA)], None),
     ],
 )
 def test_what_is_left_at_the_present_pace(samples: list[tuple[float, int, int | None]], left_s: float | None) -> None:
@@ -35,11 +38,11 @@ def test_what_is_left_at_the_present_pace(samples: list[tuple[float, int, int | 
 
 @given(st.lists(st.tuples(st.integers(1, 100), st.integers(0, GIGA), st.integers(0, GIGA)), min_size=1, max_size=50))
 def test_it_is_never_negative_and_only_what_shrinks_ends(steps: list[tuple[int, int, int]]) -> None:
-    """Whatever a server does: a time from now on, or none."""
-    at, lsn, samples = 0, 0, []
-    for waited, written, left in steps:
-        at, lsn = at + waited, lsn + written
-        samples.append(Sample(at, lsn, left))
-    found = eta_s(samples)
+    """Whatever is written, and however the slot moves: a time from now on, or none."""
+    at, lsn, end, samples = 0, 0, 4 * GIGA, []
+    for waited, written, moved in steps:
+        at, lsn, end = at + waited, lsn + written, end + moved
+        samples.append(Sample(at, lsn, end - lsn))
+    found, first, last = eta_s(samples), samples[0].safe_wal_size or 0, samples[-1].safe_wal_size or 0
     assert found is None or found >= 0
-    assert (found is None) == (samples[-1].safe_wal_size != 0 and steps[-1][2] >= steps[0][2])
+    assert (found is None) == (last > 0 and last >= first)

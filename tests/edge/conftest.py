@@ -8,6 +8,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from tests.edge import cloudflare_tools
 from tests.edge.scene import Scene
 from tests.edge.served import Served
 
@@ -18,6 +19,12 @@ def heap_of_others() -> Iterator[None]:
     yield
     apsw.hard_heap_limit(0)
     apsw.soft_heap_limit(0)
+
+
+@pytest.fixture(scope="session")
+def tools() -> Path:
+    """The directory of Cloudflare's own tools."""
+    return cloudflare_tools.installed()
 
 
 @pytest.fixture
@@ -46,7 +53,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
     running: list[Served] = []
 
     def start(replicas: Path, **edge: object) -> Served:
-        running.append(Served(tmp_path, replicas, **edge))
+        running.append(Served(tmp_path, replicas, None, **edge))
         return running[-1]
 
     yield start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,14 @@ class Scene(Fleet):
 
     def path(self, tenant: str) -> Path:
         return replica_path(self.root, tenant, PARTITIONS)
+
+    def contents(self) -> dict[str, str]:
+        """Hashes of all files there are, but what SQLite shares between readers, and empty ones that it makes for them."""
+        return {
+            str(path): hashlib.sha256(content).hexdigest()
+            for path in sorted(self.root.rglob("*"))
+            if path.is_file() and not path.name.endswith("-shm") and (content := path.read_bytes())
+        }
 
     def copied(self) -> Scene:
         """The first copy is whole: acme has items 1 to 3, bolt has item 7, everybody plan 3."""

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,19 @@ ACCOUNT = "an-account"
 class Served:
     """One edge over a directory of replicas. A token that may do everything is made with it."""
 
-    def __init__(self, directory: Path, replicas: Path, **edge: object) -> None:
+    def __init__(
+        self, directory: Path, replicas: Path, more: Mapping[str, Mapping[str, object]] | None = None, /, **edge: object
+    ) -> None:
+        """`edge`: keys of `[edge]`; `more`: of other sections."""
         self.directory = directory
         self.replicas = replicas
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        settings = {"port": self.port, "workers": 1, **edge}
-        lines = ["[replicas]", f"path = {json.dumps(str(replicas))}", "[edge]"]
-        lines += [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+        settings = {"port": self.port, "workers": 1, "advertise": self.url, **edge}
+        lines = []
+        sections: dict[str, Mapping[str, object]] = {"replicas": {"path": str(replicas)}, "edge": settings, **(more or {})}
+        for section, values in sections.items():
+            lines += [f"[{section}]", *(f"{name} = {_toml(value)}" for name, value in values.items())]
         (directory / "headrace.toml").write_text("\n".join(lines) + "\n")
         self.tokens = TokenFile(directory / ".headrace/tokens.json")
         self.token = self.new_token("admin")
@@ -108,3 +113,9 @@ class Served:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(name)} = {_toml(one)}" for name, one in value.items()) + "}"
+    return json.dumps(value)

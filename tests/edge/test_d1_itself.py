@@ -1,77 +1,18 @@
 """Cloudflare's own tools: wrangler pointed at the edge, and D1 itself (workerd's engine, in Miniflare) asked the same.
 
-They come from npm, with a Node that they run on, into `.cache/d1-tools`. Every difference between D1's answers and ours is
-in `DIFFERENT`, with its reason; docs/d1-compatibility.md tells of them.
+Every difference between D1's answers and ours is in `DIFFERENT`, with its reason; docs/d1-compatibility.md tells of them.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from edge.names import uuid_of
+from tests.edge.cloudflare_tools import HERE, node, wrangler
 from tests.edge.served import Served
-
-HERE = Path(__file__).parent / "d1_tools"
-ROOT = Path(__file__).parent.parent.parent
-WRANGLER = "node_modules/wrangler/bin/wrangler.js"
-
-
-@pytest.fixture(scope="session")
-def tools() -> Path:
-    """The directory of the tools, filled when it is not as package.json says."""
-    if shutil.which("npm") is None:
-        pytest.skip("npm is not on this machine")
-    directory = ROOT / ".cache" / "d1-tools"
-    directory.mkdir(parents=True, exist_ok=True)
-    wanted = (HERE / "package.json").read_text()
-    with (directory / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = directory / "package.json.installed"
-        if not done.exists() or done.read_text() != wanted:
-            (directory / "package.json").write_text(wanted)
-            command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock"]
-            installed = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=280, check=False)
-            if installed.returncode:
-                pytest.skip(f"npm cannot install D1's tools: {installed.stderr[-500:]}")
-            done.write_text(wanted)
-    return directory
-
-
-def node(tools: Path) -> str:
-    return str(tools / "node_modules/node/bin/node")
-
-
-def wrangler(tools: Path, served: Served, directory: Path, *arguments: str, code: int = 0) -> str:
-    """Its standard output, or standard error when it fails as it must."""
-    environment = {
-        **os.environ,
-        "HOME": str(directory),
-        "XDG_CONFIG_HOME": str(directory),
-        "CLOUDFLARE_API_BASE_URL": f"{served.url}/client/v4",
-        "CLOUDFLARE_API_TOKEN": served.token,
-        "CLOUDFLARE_ACCOUNT_ID": "0" * 32,
-        "WRANGLER_SEND_METRICS": "false",
-        "CI": "1",
-    }
-    done = subprocess.run(
-        [node(tools), str(tools / WRANGLER), "d1", *arguments],
-        cwd=directory,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout if code == 0 else done.stdout + done.stderr
 
 
 def test_a_tour_with_wrangler(tools: Path, served: Served, tmp_path: Path) -> None:
@@ -96,6 +37,25 @@ def test_a_tour_with_wrangler(tools: Path, served: Served, tmp_path: Path) -> No
     assert "made by the source" in run("create", "new", code=1)
 
 
+def test_wrangler_asks_what_was_counted(tools: Path, served: Served, tmp_path: Path) -> None:
+    """R5: `wrangler d1 info | insights`: what was read in the last day, and by which statements, by its own GraphQL."""
+    for _ in range(2):
+        served.rows("bolt", "select * from items where a = 'a2'")
+    served.rows("bolt", "select id from items where id = ?", 7)
+
+    def run(*arguments: str) -> Any:
+        return json.loads(wrangler(tools, served, tmp_path, *arguments, "--json"))
+
+    info = run("info", "bolt")
+    assert [info[f"{name}_24h"] for name in ("read_queries", "write_queries", "rows_read", "rows_written")] == [3, 0, 3, 0]
+    asked = run("insights", "bolt", "--sort-by", "count", "--limit", "9")
+    assert [(one["query"], one["numberOfTimesRun"], one["totalRowsRead"], one["queryEfficiency"]) for one in asked] == [
+        ("select * from items where a = ?", 2, 2, 1),
+        ("select id from items where id = ?", 1, 1, 1),
+    ]
+    assert uuid_of("bolt") in {one["databaseId"] for one in run("insights", "--time-period", "31d", "--sort-type", "avg")}
+
+
 SETUP = [
     "create table items (id integer primary key, a text, b text)",
     "insert into items values (1, 'a2', null), (2, 'a2', null), (3, 'a2', null)",
@@ -109,6 +69,7 @@ ASKED: list[tuple[str, list[Any]]] = [
     ("select ? as t, ? as i, ? as r, ? as n", ["text", 1, 1.5, None]),
     ("select typeof(?) as t", [True]),
     ("select x'00ff' as b", []),
+    ("select cast(x'ff' as text) as t", []),
     ("select 'é' as e, '' as empty, 0.1 as tenth, 1e100 as large, -0.5 as half", []),
     ("select 9007199254740993 as odd", []),
     ("select json_extract('{\"a\": [1, 2]}', '$.a[1]') as j", []),
@@ -148,8 +109,8 @@ ROWS_READ = "rows_read: what is not scanned in full, and what is built on the wa
 DIFFERENT = {
     "select 9007199254740993 as odd": "integers keep all of their digits",
     "select typeof(?) as t": "a whole number is bound as an integer; JavaScript has none",
+    "select cast(x'ff' as text) as t": "no text here: U+FFFD there",
     "select * from items where id = 99": ROWS_READ,
-    "select count(*) as n from items": ROWS_READ,
     "with recursive n (i) as (select 1 union all select i + 1 from n where i < 5) select sum(i) as s from n": ROWS_READ,
     "select id, row_number() over (order by id desc) as r from items order by id": ROWS_READ,
     "": "Miniflare's front says it in words of its own",

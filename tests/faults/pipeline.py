@@ -163,6 +163,10 @@ class Pipeline:
         """An applier of the group."""
         return self._start(["applier", "--config", config.name, "--instance", instance], "")
 
+    def edge(self, config: Path) -> Stage:
+        """The HTTP API."""
+        return self._start(["edge", "--config", config.name], "")
+
     def _start(self, arguments: list[str], failpoint: str) -> Stage:
         environment = {"HEADRACE_FAILPOINT": failpoint, **({"PYTHONPATH": str(self.code)} if self.code else {})}
         stage = Stage(arguments, self.directory, len(self.stages), environment)

@@ -50,6 +50,8 @@ class Group:
         takes from snapshots."""
         self.pipeline = pipeline
         self.members: dict[str, Stage] = {}
+        self.edges: dict[str, dict[str, object]] = {}
+        """`[edge]` of those machines that have one."""
         self._shared = shared
         self._store = store
 
@@ -62,11 +64,15 @@ class Group:
 
     def start(self, *names: str) -> None:
         for name in names:
-            more: dict[str, dict[str, object]] = {"replicas": {"path": str(self.root(name))}, "apply": {"group": True}}
-            if self._store:
-                more["snapshots"] = {"url": str(self.pipeline.directory / "store"), **SNAPSHOTS}
-            config = self.pipeline.configure(f"{name}.toml", more=more)
+            config = self.pipeline.configure(f"{name}.toml", more=self.sections(name))
             self.members[name] = self.pipeline.member(name, config)
+
+    def sections(self, name: str) -> dict[str, dict[str, object]]:
+        """What a machine's configuration has of its own."""
+        own: dict[str, dict[str, object]] = {"replicas": {"path": str(self.root(name))}, "apply": {"group": True}}
+        if self._store:
+            own["snapshots"] = {"url": str(self.pipeline.directory / "store"), **SNAPSHOTS}
+        return {**own, "edge": self.edges.get(name, {})}
 
     def status(self, name: str) -> dict[str, Any]:
         return self.pipeline.status(f"applier-{name}")

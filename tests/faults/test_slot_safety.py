@@ -102,6 +102,8 @@ def test_a_stream_that_seems_alive_is_given_up(database: Database, embedded_log:
         patient = conninfo.make_conninfo(database.dsn_through(proxy), options="-c wal_sender_timeout=1500")
         settings: dict[str, Any] = {"dsn": patient, "stall_timeout_s": 1.5, "watch": watch}
         with Running(database, embedded_log, tmp_path / "replicas", RULES, **settings) as running:
+            running.settle()
+            wait_until(lambda: watch.walsender, "the copy is over, and the stream has begun")
             conn.execute("insert into notes values ('a', 1)")
             running.settle()
             proxy.stall()

@@ -25,6 +25,9 @@ STEP_S = 15
 STEPS = 120
 FIRING = 'group by (alertname) (ALERTS{alertstate="firing"})'
 
+UNSTEADY = re.compile(r"process_|headrace_source_wal_budget_seconds")
+"""What a process uses goes up and down, and what is foretold already is not drawn on."""
+
 Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
@@ -34,6 +37,8 @@ class Scrape(NamedTuple):
     at: float
     values: dict[Key, float]
     types: dict[str, str]
+    texts: list[str]
+    """As they came."""
 
     def get(self, name: str, **labels: str) -> float:
         """The one value of this name with these labels. Raises KeyError."""
@@ -57,6 +62,7 @@ def scrape(ports: Mapping[str, int]) -> Scrape:
     """By job, without `headrace-`; one that does not answer is down."""
     values: dict[Key, float] = {}
     types: dict[str, str] = {}
+    texts: list[str] = []
     at = time.time()
     for job, port in ports.items():
         where = {"job": f"headrace-{job}", "instance": f"127.0.0.1:{port}", "pipeline": "test"}
@@ -66,12 +72,13 @@ def scrape(ports: Mapping[str, int]) -> Scrape:
             values["up", tuple(sorted(where.items()))] = 0
             continue
         values["up", tuple(sorted(where.items()))] = 1
+        texts.append(text)
         for family in text_string_to_metric_families(text):
             types[family.name + ("_total" if family.type == "counter" else "")] = family.type
             for sample in family.samples:
                 if not sample.name.endswith("_created"):
                     values[sample.name, tuple(sorted({**sample.labels, **where}.items()))] = sample.value
-    return Scrape(at, values, types)
+    return Scrape(at, values, types, texts)
 
 
 def firing(before: Scrape, after: Scrape, directory: Path) -> set[str]:
@@ -79,8 +86,7 @@ def firing(before: Scrape, after: Scrape, directory: Path) -> set[str]:
     series = []
     for (name, labels), last in after.values.items():
         first = before.values.get((name, labels), last)
-        # what a process uses goes up and down with each scrape
-        step = 0.0 if name.startswith("process_") else (last - first) / (after.at - before.at) * STEP_S
+        step = 0.0 if UNSTEADY.match(name) else (last - first) / (after.at - before.at) * STEP_S
         text = ",".join(f'{label}="{value}"' for label, value in labels)
         series.append({"series": f"{name}{{{text}}}", "values": f"{last:.6f}{step:+.6f}x{STEPS}"})
     test = {
@@ -98,11 +104,11 @@ def firing(before: Scrape, after: Scrape, directory: Path) -> set[str]:
     return set(re.findall(r'alertname="(\w+)"', said.partition("got:")[2]))
 
 
-def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
+def promtool(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
     program = shutil.which("promtool")
     if program is None:
         pytest.skip("there is no promtool: apt-get install prometheus")
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([program, *arguments], input=given, capture_output=True, text=True, timeout=60, check=False)
 
 
 def names_in(expressions: Iterable[str]) -> set[str]:

@@ -30,13 +30,13 @@ def test_a_tokens_life(operator: Operator) -> None:
     assert made["expires"] == listed[0]["expires"] > listed[0]["created"]
     shown = operator.text("token", "list")
     assert made["id"] in shown
-    assert made["token"].rpartition("_")[2] not in shown
+    assert made["token"].split("_", 2)[2] not in shown
     operator.text("token", "revoke", made["id"])
     assert [one["id"] for one in operator.json("token", "list")] == [everything.split("_")[1]]
     assert "TokenUnknown" in operator.ask("token", "revoke", made["id"], code=1).stderr
     audit = (operator.directory / ".headrace/edge-audit.jsonl").read_text()
     assert [json.loads(line)["event"] for line in audit.splitlines()] == ["token created", "token created", "token revoked"]
-    assert made["token"].rpartition("_")[2] not in audit
+    assert made["token"].split("_", 2)[2] not in audit
 
 
 def test_signed_tokens(operator: Operator) -> None:

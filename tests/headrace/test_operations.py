@@ -167,6 +167,7 @@ def test_drill(pipeline: Pipeline, operator: Operator, drill: str) -> None:
     SCENES[drill](scene)
     for line in drills()[drill]:
         scene.type(line, operator)
+    asked = pipeline.current_lsn()
 
     def refilled() -> bool:
         try:
@@ -174,7 +175,7 @@ def test_drill(pipeline: Pipeline, operator: Operator, drill: str) -> None:
                 state = read_tail(reader)
         except LogMissing:  # it is being made
             return False
-        return state.complete and not state.refills
+        return state.complete and state.lsn >= asked and not state.refills
 
     wait_until(refilled, "nothing is left to be read again")
     pipeline.assert_equal(*scene.running.values(), generation=scene.generation)

@@ -194,8 +194,8 @@ class _Run:
 
 
 class _Session(Traffic):
-    """One of several that write at the same time. The kinds of transaction are made for one session: of two that meet at a
-    row, one has to be rolled back, or what they write would not add up in Postgres itself."""
+    """One of several that write at the same time: where two meet at a row, Postgres rolls one back. At its usual isolation
+    level, what moves an entry may see another state of it than what it writes, and balances would not add up."""
 
     def one(self, conn: psycopg.Connection[Any]) -> None:
         conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from appliers.errors import Fenced, StoreMisconfigured
-from appliers.snapshots.claims import Claim, check, claim, newest_epoch
+from appliers.snapshots.claims import Claim, Holder, check, claim, holder, newest_epoch
 from appliers.snapshots.keys import PartitionKeys, epoch_of, is_replica, version_of
 from appliers.snapshots.store import Store, open_store
 from appliers.state import SHARED_PARTITION
@@ -23,6 +23,7 @@ KEYS = PartitionKeys("log-1", 7)
 def test_claims_count_up_and_the_last_holds(store: Store) -> None:
     """The first epoch is 1; each claim fences all before it; who and when is there to be read."""
     assert newest_epoch(store, KEYS) == 0
+    assert holder(store, KEYS) is None
     first = claim(store, KEYS, "one", 1000)
     check(store, first)
     second = claim(store, KEYS, "two", 2000)
@@ -32,6 +33,9 @@ def test_claims_count_up_and_the_last_holds(store: Store) -> None:
         check(store, first)
     assert caught.value.context == {"partition": 7, "epoch": 1, "newest": 2}
     assert msgspec.json.decode(store.get(KEYS.claim(2)) or b"") == {"owner": "two", "since_ms": 2000}
+    assert holder(store, KEYS) == Holder("two", 2000)
+    claim(store, KEYS, "three", 3000, "http://10.0.0.3:8787")
+    assert holder(store, KEYS) == Holder("three", 3000, "http://10.0.0.3:8787")
 
 
 def test_partitions_and_logs_do_not_mix(folder: Store) -> None:

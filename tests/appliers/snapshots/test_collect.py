@@ -126,7 +126,7 @@ def test_whatever_there_is_nothing_named_or_young_goes(
 ) -> None:
     """Replicas that are named or within retention and grace, all that is within the grace, the newest manifest and claim."""
     named = {key for key in named if "/replicas/" in key}
-    found = gone(list(objects.items()), named, list(superseded.items()))
+    found = gone(sorted(objects.items()), named, list(superseded.items()))
     assert len(set(found)) == len(found)
     for key in found:
         assert key not in named

@@ -30,7 +30,7 @@ def test_a_tenant_as_of_each_moment_is_what_postgres_held(past: Kept, tmp_path: 
                     made = travel.build(point, replica_path(root, tenant, PARTITIONS))
                 bases.add(made.base)
                 assert_replicas_hold(root, PARTITIONS, moment.held, only={tenant})
-    assert len(bases) > 3, "all from the same snapshot"
+    assert len(bases) > 1, "all from the same snapshot"
 
 
 def test_records_come_from_segments(past: Kept) -> None:
