@@ -85,7 +85,8 @@ A Postgres, and over it `headrace run` with everything on: relay, two appliers, 
 directory, metrics. Sessions write a bank for each tenant (`tests/faults/traffic.py`), in shapes that change: idle, steady,
 busy, bursts; a client asks the HTTP API without a pause. In each shape there is a fault, drawn at random. In the first half
 processes are killed, too; in the second they are stopped for a while, cut off, and lose their Postgres, but live on, so that
-what grows within a process shows. What is kept by time (log, history, replaced snapshots) is kept for a tenth of the run.
+what grows within a process shows. What is kept by time (log, history, replaced snapshots) is kept for a tenth of the run,
+and a minute at least.
 
 Memory and file descriptors are those of each process of `headrace run`, the edge with its workers; the disk is what files
 take. *per hour* is the rise of a straight line through the second half, were it to go on; *r2* how much of the samples the

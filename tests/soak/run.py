@@ -40,6 +40,8 @@ SHAPES: Final[dict[str, tuple[float, ...]]] = {
 KILLED: Final = ("relay", "applier 1/2", "applier 2/2", "edge")
 LIVED_THROUGH: Final = ("cut off", "stopped", "Postgres restarted")
 MOST_SAMPLES: Final = 300
+SHORTEST_KEPT_S: Final = 60.0
+"""For which the log is kept at least: an applier that was killed starts again within it, on a busy machine too."""
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -91,7 +93,7 @@ class _Run:
         self._say = say
         self._database = database
         # what is kept by time is kept for a tenth of the run, so that it stops to grow long before the second half
-        hours = max(seconds / 10, 2.0) / 3600
+        hours = max(seconds / 10, SHORTEST_KEPT_S) / 3600
         log = LogConfig(path=str(directory / "log"), partitions=PARTITIONS, retention_hours=hours)
         self.pipeline = Pipeline(database, directory, log)
         self._port = free_port()
