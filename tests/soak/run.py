@@ -194,10 +194,12 @@ class _Run:
 
 
 class _Session(Traffic):
-    """One of several that write at the same time: where two meet at a row, Postgres rolls one back."""
+    """One of several that write at the same time: where two meet at a row, Postgres rolls one back. At its usual isolation
+    level, what moves an entry may see another state of it than what it writes, and balances would not add up."""
 
     def one(self, conn: psycopg.Connection[Any]) -> None:
-        with suppress(pg.UniqueViolation, pg.DeadlockDetected):
+        conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        with suppress(pg.UniqueViolation, pg.DeadlockDetected, pg.SerializationFailure):
             super().one(conn)
 
 
