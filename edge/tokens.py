@@ -160,7 +160,7 @@ class TokenFile:
 
     def sign(self, tenants: Sequence[str] | None, lifetime_s: int, by: str) -> str:
         """A signed token that reads these tenants for so long; None: all. Raises TokenRefused, TokenFileUnreadable."""
-        if tenants == [] or tenants == () or not 0 < lifetime_s <= _LONGEST_SIGNED_S:
+        if (tenants is not None and not tenants) or not 0 < lifetime_s <= _LONGEST_SIGNED_S:
             raise TokenRefused(
                 "A signed token is for named tenants and for a day at most",
                 hint="Name tenants with --tenant and a lifetime with --expires, or leave --signed out.",

@@ -27,7 +27,7 @@ from tests.edge.scene import Scene
 from tests.edge.served import Served
 from tests.edge.sql_grammar import OUT, parameters, statements
 
-EXAMPLES: Final = 400
+EXAMPLES: Final = 200
 BOLTS: Final = "what-only-bolt-may-see"
 SECRETS: Final = (BOLTS, "root:x:0:0", "BEGIN PRIVATE KEY")
 KINDS: Final = ("query", "raw", "binding")

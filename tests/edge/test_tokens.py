@@ -78,6 +78,9 @@ def test_a_signed_token_says_itself_whose_it_is(file: TokenFile) -> None:
         assert file.access(f"hrs_{forged}.{mac}") is None
     for wrong in ("hrs_", "hrs_.", f"hrs_{claims}", f"hrs_{claims}.", f"hrs_{claims}.{mac[:-1]}", "hrs_ü.ü"):
         assert file.access(wrong) is None
+    everything = file.access(file.sign(None, 60, "somebody"))
+    assert everything is not None
+    assert (everything.scope, everything.tenants) == ("read", None)
     short = file.sign(["acme"], 1, "somebody")
     time.sleep(1.1)
     assert file.access(short) is None

@@ -74,6 +74,7 @@ def test_a_second_start_goes_on_from_the_first_and_both_end_equal(directory: Pat
     first = run(directory, "--seconds", "5")
     assert "first copy: 21,900 rows into 100 SQLite files" in first
     assert re.search(r"EQUAL   all 100 replicas hold what Postgres holds, row for row: 2\d,\d{3} rows compared", first)
+    assert re.search(r"dashboard  http://127\.0\.0\.1:\d+/dashboard/#token=hrs_\S+$", first, re.MULTILINE)
     assert "\x1b" not in first
     changed = re.search(r"([\d,]+) rows changed in ([\d,]+) transactions of 100 tenants in 5 s", first)
     assert changed is not None

@@ -32,7 +32,7 @@ from tests.kafka_broker import KafkaBroker, what_kafka_lacks
 
 pytestmark = [pytest.mark.faults, pytest.mark.kafka]
 
-KILLS = int(os.environ.get("HEADRACE_KILLS", "3"))
+KILLS = int(os.environ.get("HEADRACE_KILLS", "2"))
 ROUND: Final = 25
 """Faults between two comparisons with Postgres."""
 FAULTS: Final = ("away", "stopped", "broker", "killed", "restarted")

@@ -15,7 +15,7 @@ from tests.faults.pipeline import Pipeline, Stage
 
 pytestmark = [pytest.mark.faults]
 
-KILLS = int(os.environ.get("HEADRACE_KILLS", "4"))
+KILLS = int(os.environ.get("HEADRACE_KILLS", "3"))
 SHARES = ("1/2", "2/2")
 
 

@@ -21,7 +21,7 @@ from tests.headrace.test_verify import plant
 
 pytestmark = pytest.mark.faults
 
-ROUNDS = int(os.environ.get("HEADRACE_KILLS", "3"))
+ROUNDS = int(os.environ.get("HEADRACE_KILLS", "2"))
 
 WHO = FOUNDERS[2]
 RELAY = ("relay.refill-ordered", "relay.refill-read", "relay.refill-committed", "relay.4-appended")

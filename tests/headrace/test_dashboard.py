@@ -253,6 +253,27 @@ def test_a_frame_is_what_status_and_lag_say(site: Site) -> None:
     assert frame["status"]["replicas"]["count"] >= len(FOUNDERS)
 
 
+def test_the_address_of_the_dashboard(site: Site) -> None:
+    """`headrace dashboard`: with a token that reads, for all or for some, and not for more than a day."""
+    seen = []
+    for arguments in ([], ["--tenant", WHO]):
+        stage = site.pipeline._start(["dashboard", "--json", *arguments], "")
+        assert stage.wait() == 0
+        made = json.loads(stage.output.read_text())
+        assert made["url"].startswith(f"{site.url}/dashboard/#token=hrs_")
+        token = made["url"].partition("#token=")[2].partition("&")[0]
+        stream = site.told(token)
+        seen.append(next(stream)[1])
+        stream.close()
+    assert seen == [
+        {"all": True, "tenants": None, "scope": "read"},
+        {"all": False, "tenants": [WHO], "scope": "read"},
+    ]
+    refused = site.pipeline._start(["dashboard", "--expires", "2d"], "")
+    assert refused.wait() == 1
+    assert refused.said("TokenRefused")
+
+
 # --- with one; in this order, since what is lost stays lost ---
 
 
@@ -340,6 +361,18 @@ def test_everything_has_a_name_and_can_be_reached(seen: Seen) -> None:
         seen.keys("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
     assert {"skip", "theme", "leave", "scroll", "search"} <= reached
+
+
+def test_enter_means_what_was_typed(seen: Seen) -> None:
+    """Also before the server has said what that finds: never what earlier letters had found."""
+    page = seen.page
+    seen.open(seen.site.all)
+    seen.says_nothing_needs_you()
+    seen.keys("/")
+    expect(page.locator("#found li").first).to_be_visible()
+    page.keyboard.type(FOUNDERS[3])
+    seen.keys("Enter")
+    seen.says("#tenant .name", f"{FOUNDERS[3]}ready")
 
 
 def test_a_token_for_one_tenant_shows_that_tenant(seen: Seen) -> None:

@@ -19,7 +19,7 @@ from tests.appliers.records import rows_of
 from tests.properties.histories import History, Sent
 
 FIRST_SEED = int(os.environ.get("HEADRACE_SEED", "1")) * 1000
-HISTORIES = int(os.environ.get("HEADRACE_HISTORIES", "25"))
+HISTORIES = int(os.environ.get("HEADRACE_HISTORIES", "15"))
 
 
 class _Dies(Exception):

@@ -17,7 +17,7 @@ from fanout.log import LogConfig, open_reader
 from tests.properties.histories import History
 from tests.properties.test_histories import FIRST_SEED, assert_is_source, batches, write
 
-MACHINES = int(os.environ.get("HEADRACE_HISTORIES", "15"))
+MACHINES = int(os.environ.get("HEADRACE_HISTORIES", "8"))
 
 
 class _Dies(Exception):

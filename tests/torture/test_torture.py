@@ -17,7 +17,7 @@ from tests.faults.pipeline import PARTITIONS
 from tests.torture.run import Torture
 
 SEED = int(os.environ.get("HEADRACE_SEED", "1"))
-SECONDS = float(os.environ.get("HEADRACE_TORTURE_SECONDS", "5"))
+SECONDS = float(os.environ.get("HEADRACE_TORTURE_SECONDS", "3"))
 
 MAJORS = sorted(INSTALLED.keys() | REQUIRED) or [18]
 RUNS = [("embedded", MAJORS[-(SEED % 2)]), ("kafka", MAJORS[SEED % 2 - 1])]

@@ -63,7 +63,7 @@ function relay({ status }) {
   const told = process?.status;
   return { name: "Relay", ...stateOf(process), pairs: {
     received: mono(told?.received_lsn), "not received": bytes(between(told?.received_lsn, status.source.wal_lsn)),
-    transactions: number(told?.transactions), rows: number(told?.rows), copied: told?.copied_rows ? `${number(told.copied_rows)} rows` : null } };
+    transactions: number(told?.transactions), rows: number(told?.rows), "rows copied": told?.copied_rows ? number(told.copied_rows) : null } };
 }
 
 function log({ status: { log, processes }, at_ms: at }) {

@@ -9,8 +9,8 @@ const MOMENT = /^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\.\d+.*$/;
 /** A combobox: letters, arrows, Enter, Escape. `chosen`: called with a tenant. */
 export class Search {
   constructor(input, list, token, chosen) {
-    Object.assign(this, { input, list, token, chosen, at: -1, found: [] });
-    input.addEventListener("input", () => this.ask());
+    Object.assign(this, { input, list, token, chosen, at: -1, found: [], entered: false });
+    input.addEventListener("input", () => { this.found = []; this.entered = false; this.ask(); });
     input.addEventListener("focus", () => this.ask());
     input.addEventListener("keydown", (event) => this.key(event));
     input.addEventListener("blur", () => this.close());
@@ -28,6 +28,7 @@ export class Search {
     const { result, result_info: info } = await response.json();
     this.found = result;
     this.at = result.length ? 0 : -1;
+    if (this.entered && result.length) { this.choose(result[0]); return; }
     const rest = info.total_count - result.length;
     this.list.replaceChildren(
       ...result.map(({ tenant }, at) => h("li", { role: "option", id: `found-${at}` }, tenant)),
@@ -47,7 +48,11 @@ export class Search {
 
   key(event) {
     if (event.key === "Escape") this.close();
-    else if (event.key === "Enter" && this.found[this.at] && !this.list.hidden) this.choose(this.found[this.at]);
+    else if (event.key === "Enter") {
+      // letters that nobody has answered yet: what they find is meant, not what stands there
+      if (this.found[this.at]) this.choose(this.found[this.at]);
+      else this.entered = true;
+    }
     else if (event.key === "ArrowDown" || event.key === "ArrowUp") {
       if (this.list.hidden) { this.ask(); event.preventDefault(); return; }
       const step = event.key === "ArrowDown" ? 1 : -1;
@@ -59,6 +64,7 @@ export class Search {
 
   choose(found) {
     this.input.value = found.tenant;
+    this.entered = false;
     this.close();
     this.chosen(found.tenant);
   }
