@@ -106,6 +106,7 @@ class Api:
         def changing(handle: Handler) -> Handler:
             return guarded(handle if router is None else router.routed(handle, reads=False))
 
+        create = databases.create if router is None else router.creating(databases.create)
         binding = of_one(queries.binding, in_bindings_form)
         get, edit = of_one(databases.get), changing(databases.edit)
         return [
@@ -116,7 +117,7 @@ class Api:
             Route(one + "/time_travel/bookmark", of_one(databases.bookmark), methods=["GET"]),
             Route(one + "/time_travel/restore", changing(databases.restore), methods=["POST"]),
             _resource(one, GET=get, DELETE=changing(databases.delete), PUT=edit, PATCH=edit),
-            _resource(BASE, GET=guarded(databases.list), POST=guarded(databases.create)),
+            _resource(BASE, GET=guarded(databases.list), POST=guarded(create)),
             Route("/binding/{database}/query", binding, methods=["POST"]),
             Route("/binding/{database}/execute", binding, methods=["POST"]),
             Route("/client/v4/graphql", guarded(analytics.graphql, in_graphql_form), methods=["POST"]),

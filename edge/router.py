@@ -31,6 +31,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from cdc.errors import HeadraceError
+from edge import requests
 from edge.copies import Copies
 from edge.d1_errors import TRANSIENT, D1Error
 from edge.door import Door, Handler, content_of
@@ -124,6 +125,26 @@ class Router:
                     return await handle(request)
             if await self._is_here(partition):
                 return await handle(request)
+            return await self._pass_on(request, handle, partition)
+
+        return handled
+
+    def creating(self, handle: Handler) -> Handler:
+        """Around the handler that makes a database, whose name stands in the body: its partition's owner makes it. Raises as
+        `routed`."""
+
+        async def handled(request: Request) -> Response:
+            access = self._door.access(request, admin=True)
+            tenant = requests.create(await content_of(request))
+            if not access.allows(tenant) or self._config.route == "off":
+                return await handle(request)
+            if (region := self._elsewhere.region_of(tenant)) is not None:
+                return self._to_region(request, region)
+            partition = self._fleet.partition(tenant)
+            if await self._is_here(partition, SOON_S):
+                return await handle(request)
+            if _is_marked(request):
+                raise _misdirected()
             return await self._pass_on(request, handle, partition)
 
         return handled

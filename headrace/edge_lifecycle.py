@@ -11,6 +11,7 @@ from pathlib import Path
 from appliers.errors import TenantUnknown
 from appliers.reader import Directory
 from edge.d1_errors import D1Error
+from edge.errors import NotReady
 from edge.seams import Seams
 from headrace.config import Config
 from headrace.dashboard.viewers import Viewers
@@ -31,8 +32,11 @@ class SourceLifecycle:
         self._config = config
 
     def create(self, name: str) -> None:
-        """Whole and empty, unless the source has rows of it. Raises D1Error, HeadraceError."""
+        """Whole and empty, unless the source has rows of it. Raises D1Error, NotReady, HeadraceError."""
         with Directory(Path(self._config.replicas.path)) as directory:
+            state = directory.partitions().get(directory.partition_of(name))
+            if state is None or not state.ready:  # nobody here would say when it is made
+                raise NotReady("The first copy of its partition is not saved here yet", tenant=name)
             try:
                 directory.open(name).connection.close()
             except TenantUnknown:

@@ -139,6 +139,26 @@ def test_a_request_is_passed_on_once(machines: Machines) -> None:
     assert a.post("acme", {"sql": SQL}).status_code == 503
 
 
+def test_a_list_names_the_databases_of_all_machines(machines: Machines) -> None:
+    """Each as its owner has it, whoever is asked; half a list is none. What is to be made is made by its owner."""
+    a, b = machines.a, machines.b
+    path = f"/client/v4/accounts/{ACCOUNT}/d1/database"
+    whole = a.client.get(path).json()
+    assert {database["name"] for database in whole["result"]} == {"acme", "bolt"}
+    assert b.client.get(path).json() == whole
+    bolts = b.new_client(a.new_token("read", ["bolt"]))
+    assert [database["name"] for database in bolts.get(path).json()["result"]] == ["bolt"]
+    assert b.client.get(path, headers={HOP: a.url}).json()["result"] == [], "it owns nothing"
+    made = [served.client.post(path, json={"name": "new"}).json()["errors"][0] for served in (a, b)]
+    assert made[0] == made[1]
+    assert "made by the source" in made[0]["message"]
+    assert b.client.post(path, json={"name": "new"}, headers={HOP: a.url}).status_code == 421
+    machines.let_go()
+    machines.claim("http://127.0.0.1:1")
+    time.sleep(AGAIN_S)
+    wait_until(lambda: b.client.get(path).status_code == 503, "it knows that another one has all")
+
+
 def test_both_ends_look_at_the_token(machines: Machines) -> None:
     """Without a good one nothing is passed on, and the owner is not named; one for another tenant finds no database."""
     a, b = machines.a, machines.b
