@@ -25,6 +25,7 @@ from benchmarks.machine import describe
 from fanout.log import LogConfig
 from headrace.local_postgres import LocalPostgres, free_port, version_of
 from tests.conftest import SETTINGS, Database
+from tests.end_to_end.oracle import wait_until
 from tests.faults.pipeline import PARTITIONS, Pipeline, Stage, backends_of
 from tests.faults.traffic import FOUNDERS, Traffic, prepare
 from tests.soak.growth import Growth, judge
@@ -123,6 +124,7 @@ class _Run:
         readers = _Readers(self._port)
         sampler = _Sampler(self, run, max(1.0, self._seconds / MOST_SAMPLES))
         with sampler.going(), readers.going():
+            wait_until(lambda: readers.answered > 0, "the edge answers")
             self._shapes(run, sampler)
         compared = self.pipeline.assert_equal(run, deadline_s=120)
         run.stop()
