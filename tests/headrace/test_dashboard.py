@@ -194,6 +194,7 @@ def test_the_page_is_whole_small_and_strict(site: Site) -> None:
         assert answer.status_code == 200, name
         policy = answer.headers["content-security-policy"]
         assert "default-src 'none'" in policy
+        assert "require-trusted-types-for 'script'; trusted-types 'none'" in policy
         assert "unsafe" not in policy
         assert httpx.get(answer.url, headers={"if-none-match": answer.headers["etag"]}).status_code == 304
     assert total < 120_000
@@ -201,6 +202,27 @@ def test_the_page_is_whole_small_and_strict(site: Site) -> None:
     assert not re.search(r"<script(?![^>]*\bsrc=)|\son[a-z]+=|\sstyle=|https?://", page)
     assert site.get("../api.py").status_code == 404
     assert site.get("vendor/README.md").status_code == 404
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_can_be_read(theme: int) -> None:
+    """Each colour that text has, has a contrast of 4.5 or more to each ground that it stands on (WCAG 2.2, AA)."""
+    found = re.findall(r"--([a-z-]+): light-dark\((#\w{6}), (#\w{6})\)", (STATIC / "dashboard.css").read_text())
+    colours = {name: _luminance((light, dark)[theme]) for name, light, dark in found}
+    pairs = [(text, ground) for text in ("text", "muted", "accent", "good", "warn", "bad") for ground in ("ground", "card")]
+    pairs += [("text", "raised"), ("muted", "raised"), ("on-accent", "accent")]
+    pairs += [(text, f"{kind}-ground") for kind in ("good", "warn", "bad") for text in ("text", kind)]
+    contrasts = {}
+    for text, ground in pairs:
+        darker, lighter = sorted((colours[text], colours[ground]))
+        contrasts[text, ground] = round((lighter + 0.05) / (darker + 0.05), 2)
+    assert {pair: contrast for pair, contrast in contrasts.items() if contrast < 4.5} == {}
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def test_who_sees_what(site: Site) -> None:
