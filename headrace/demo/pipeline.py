@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -60,8 +59,6 @@ exports = {exports}
 questions = {questions}
 """
 
-_PORT: Final = 8787
-
 _LAST_LINES: Final = 5
 
 
@@ -113,7 +110,7 @@ class Pipeline:
                 replicas=_quoted(self.directory / "replicas"),
                 run=_quoted(self.directory / "run"),
                 snapshots=_quoted(self.directory / "snapshots"),
-                port=_port(),
+                port=free_port(),
                 tokens=_quoted(self.directory / "tokens.json"),
                 audit=_quoted(self.directory / "edge-audit.jsonl"),
                 usage=_quoted(self.directory / "usage.db"),
@@ -162,15 +159,6 @@ class Pipeline:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait()
             self._process = None
-
-
-def _port() -> int:
-    """The one that people expect, if nobody has it."""
-    try:
-        with socket.create_server(("127.0.0.1", _PORT)):
-            return _PORT
-    except OSError:
-        return free_port()
 
 
 def _quoted(value: object) -> str:
