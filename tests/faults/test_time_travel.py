@@ -19,6 +19,7 @@ from appliers.snapshots.store import open_store
 from appliers.timetravel import pins
 from fanout.heads import head
 from fanout.log import LogConfig, open_reader
+from fanout.resume import read_tail
 from headrace import time_travel
 from headrace.config import Config, load
 from headrace.time_travel import Wanted
@@ -86,6 +87,15 @@ class Bank:
             if step % 10 == 9:
                 self.pipeline.wait_applied(*self.stages)
         self.pipeline.wait_applied(*self.stages)
+        wait_until(self.is_settled, "nothing is to be read again, and all replicas have their tables' shape")
+        self.pipeline.wait_applied(*self.stages)
+
+    def is_settled(self) -> bool:
+        """Nothing comes to replicas any more on account of changes of the tables."""
+        with open_reader(self.pipeline.log) as reader:
+            state = read_tail(reader)
+        applier = self.pipeline.status("applier-1of1")
+        return state.complete and not state.refills and applier.get("behind") == 0
 
     def go_on(self) -> None:
         """One transaction, and at some places a change of the tables before it."""
