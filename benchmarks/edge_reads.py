@@ -29,6 +29,7 @@ from benchmarks import edge_sides, workload
 from benchmarks.edge_sides import Asked, AskRequest, Read, ReadRequest, WriteRequest, Written
 from benchmarks.fleet import forget_pages
 from benchmarks.pipeline import Pipeline, Usage
+from benchmarks.processes import answer_of, started
 from benchmarks.report import Measurement, Report
 from benchmarks.workload import PARTITIONS
 from benchmarks.workspace import Workspace
@@ -119,10 +120,10 @@ class _Rig:
         self._peak()
         self._beside_changes("HTTP, open loop, again")
         request = self._request(self._seconds + 3.0, [_LOUD], connections=_JOINS, sql=_JOIN)
-        joins = edge_sides.started("ask", request)
+        joins = started(edge_sides.SIDES, "ask", request)
         time.sleep(1.0)
         beside = self._beside_changes("HTTP, beside a join")
-        answered = edge_sides.answer_of(joins, Asked)
+        answered = answer_of(joins, Asked)
         beside.more |= {"joins": len(answered.latency_s), "joins refused": answered.wrong}
         self._cold()
 
@@ -139,13 +140,14 @@ class _Rig:
 
     def _beside_changes(self, contender: str) -> Measurement:
         applied, before = self._applied(), self._pipeline.usage()
-        writer = edge_sides.started(
+        writer = started(
+            edge_sides.SIDES,
             "write",
             WriteRequest(dsn=self._dsn, tenants=_TENANTS, products=_PRODUCTS, rate=_APPLIED, seconds=self._seconds + 2.0),
         )
         asked = self._ask(self._seconds, _TENANTS, rate=_RATE)
         after = self._pipeline.usage()
-        written = edge_sides.answer_of(writer, Written)
+        written = answer_of(writer, Written)
         self._pipeline.wait_until(lambda: self._applied() >= applied + written.rows, 60.0, 0.1)
         if written.rows / written.seconds < 0.98 * _APPLIED:
             self._report.note(f"{contender}: the application reached {written.rows / written.seconds:,.0f} rows/s only")

@@ -17,7 +17,6 @@ import ctypes
 import random
 import select
 import socket
-import subprocess
 import sys
 import time
 from collections import deque
@@ -27,10 +26,12 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 
 import edge
+from benchmarks.processes import answer_of, started
 from cdc.connection import connect
 
 T = TypeVar("T")
 Side = Literal["ask", "write", "read"]
+SIDES: Final = "benchmarks.edge_sides"
 
 _PR_SET_TIMERSLACK: Final = 29
 _END: Final = b"\r\n\r\n"
@@ -102,31 +103,7 @@ class Read(msgspec.Struct, kw_only=True):
 
 def run(side: Side, request: msgspec.Struct, kind: type[T]) -> T:
     """A side's answer, measured in a new process."""
-    return answer_of(started(side, request), kind)
-
-
-def started(side: Side, request: msgspec.Struct) -> subprocess.Popen[bytes]:
-    """A side that works beside others; `answer_of` waits for it."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.edge_sides", side],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert process.stdin is not None
-    process.stdin.write(msgspec.json.encode(request))
-    process.stdin.close()
-    process.stdin = None
-    return process
-
-
-def answer_of(process: subprocess.Popen[bytes], kind: type[T]) -> T:
-    """Raises RuntimeError with its last words when it failed."""
-    output, errors = process.communicate()
-    if process.returncode != 0:
-        raise RuntimeError(f"a client of the edge ended with {process.returncode}:\n{errors.decode()[-4000:]}")
-    return msgspec.json.decode(output, type=kind)
+    return answer_of(started(SIDES, side, request), kind)
 
 
 class _Connection:

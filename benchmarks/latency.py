@@ -11,20 +11,18 @@ two processes at the ends cost is told beside what the product costs.
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
 
-import msgspec
 import psycopg
 
 from appliers.replica import open_read_only
 from benchmarks import workload
 from benchmarks.latency_sides import Watched, WatchRequest, WriteRequest, Written
 from benchmarks.pipeline import Pipeline
+from benchmarks.processes import answer_of, started
 from benchmarks.report import Measurement, Report
 from benchmarks.workspace import Workspace
 from headrace.config import load
@@ -33,6 +31,7 @@ from headrace.resync import resync
 PART: Final = "latency"
 ISOLATION: Final = "isolation"
 RESYNC: Final = "resync"
+_SIDES: Final = "benchmarks.latency_sides"
 _DATABASE: Final = "bench_latency"
 """Also the name of its slot."""
 _TENANTS: Final = [f"t{number:04}" for number in range(workload.TENANTS)]
@@ -240,15 +239,15 @@ def _make_database(workspace: Workspace, dsn: str, loud_products: int) -> None:
 
 def _drive(dsn: str, replicas: Path, rate: float, seconds: float, loud_rate: float) -> tuple[Written, Watched]:
     """Both sides at once, the reader first."""
-    with _started("watch", WatchRequest(str(replicas), _WATCHED, seconds + _PATIENCE_S)) as watcher:
+    with started(_SIDES, "watch", WatchRequest(str(replicas), _WATCHED, seconds + _PATIENCE_S)) as watcher:
         assert watcher.stderr is not None
         if watcher.stderr.readline() != b"ready\n":
             raise RuntimeError(f"the watcher ended:\n{watcher.stderr.read().decode()[-4000:]}")
-        with _started(
-            "write", WriteRequest(dsn, rate, seconds, _WATCHED, _TENANTS, _PRODUCTS, _LOUD, _LOUD_ROWS, loud_rate)
+        with started(
+            _SIDES, "write", WriteRequest(dsn, rate, seconds, _WATCHED, _TENANTS, _PRODUCTS, _LOUD, _LOUD_ROWS, loud_rate)
         ) as writer:
-            written = msgspec.json.decode(_output(writer), type=Written)
-        return written, msgspec.json.decode(_output(watcher), type=Watched)
+            written = answer_of(writer, Written)
+        return written, answer_of(watcher, Watched)
 
 
 def _complete(replicas: Path) -> bool:
@@ -267,28 +266,6 @@ def _complete(replicas: Path) -> bool:
         finally:
             conn.close()
     return True
-
-
-def _started(side: str, request: WriteRequest | WatchRequest) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.latency_sides", side],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert process.stdin is not None
-    process.stdin.write(msgspec.json.encode(request))
-    process.stdin.close()
-    process.stdin = None
-    return process
-
-
-def _output(process: subprocess.Popen[bytes]) -> bytes:
-    output, errors = process.communicate()
-    if process.returncode != 0:
-        raise RuntimeError(f"a side of the measurement ended with {process.returncode}:\n{errors.decode()[-4000:]}")
-    return output
 
 
 def _quantiles(seconds: list[float]) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""What processes cost, read from /proc: CPU seconds (user and system together) and peak memory. Linux only.
+"""What processes cost, read from /proc: CPU seconds (user and system together) and peak memory; and processes that are a
+side of a measurement. Linux only.
 
 CPU in /proc/<pid>/stat comes in ticks of 10 ms; every measurement here lasts for seconds.
 """
@@ -6,10 +7,15 @@ CPU in /proc/<pid>/stat comes in ticks of 10 ms; every measurement here lasts fo
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+import msgspec
+
+T = TypeVar("T")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -61,3 +67,27 @@ class Meter:
 def _stat(pid: int) -> list[str]:
     # the command's name, in brackets, may hold blanks
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def started(module: str, side: str, request: msgspec.Struct) -> subprocess.Popen[bytes]:
+    """A side of a measurement, `python -m module side`, that works beside others; `answer_of` waits for it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, side],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert process.stdin is not None
+    process.stdin.write(msgspec.json.encode(request))
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def answer_of(process: subprocess.Popen[bytes], kind: type[T]) -> T:
+    """Raises RuntimeError with its last words when it failed."""
+    output, errors = process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError(f"a side of the measurement ended with {process.returncode}:\n{errors.decode()[-4000:]}")
+    return msgspec.json.decode(output, type=kind)

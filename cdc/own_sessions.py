@@ -98,9 +98,14 @@ def end_stale(control: psycopg.Connection[Any], slot: str, keep: Collection[int]
             if owner is None or not is_dead(owner):
                 continue
             log.warning("ending the session of a dead relay of ours", pid=pid, of_process=owner.pid, slot=slot)
-            control.execute("select pg_terminate_backend(%s, %s)", (pid, _WAIT_MS))
+            end_session(control, pid)
             ended.append(int(pid))
     return ended
+
+
+def end_session(control: psycopg.Connection[Any], pid: int) -> None:
+    """Of whoever calls this or of a dead relay of ours; waits until it has ended. Raises psycopg.Error."""
+    control.execute("select pg_terminate_backend(%s, %s)", (pid, _WAIT_MS))
 
 
 def _place() -> str:

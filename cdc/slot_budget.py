@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+SOON_S: Final = 1800.0
+"""What lasts no longer than this needs a person."""
+FIX: Final = "Let the relay catch up, or raise max_slot_wal_keep_size and reload Postgres."
 _TOLERANCE_BYTES: Final = 16 << 20
 """Position and limit of one sample are of two moments."""
 

@@ -29,14 +29,14 @@ import structlog
 from cdc.connection import connect, translated
 from cdc.errors import SlotGivenUp, SourceError, StreamStalled
 from cdc.lsn import Lsn, format_lsn
+from cdc.own_sessions import end_session
 from cdc.slot import Slot, SlotState, drop_slot, inspect_slot
-from cdc.slot_budget import Sample, eta_s
+from cdc.slot_budget import FIX, SOON_S, Sample, eta_s
 
 log = structlog.get_logger("relay")
 
 PREFIX: Final = "headrace.heartbeat"
 _SAMPLES: Final = 60
-_SOON_S: Final = 1800.0
 _END_WAIT_S: Final = 5.0
 
 
@@ -145,7 +145,8 @@ class SlotWatch:
             self._samples.append(Sample(now, slot.wal_lsn, slot.safe_wal_size))
         left_s = eta_s(self._samples) if slot.wal_lsn is not None else None
         self.latest = Look(at=now, slot=slot, eta_s=left_s)
-        self._tell(slot, left_s)
+        soon = left_s is not None and left_s < SOON_S
+        self._tell(slot, left_s if soon else None)
         bound = self._options.drop_above_bytes
         if bound and (slot.retained_bytes or 0) > bound and slot.state in (SlotState.ACTIVE, SlotState.INACTIVE):
             self._give_up(conn, slot)
@@ -153,7 +154,7 @@ class SlotWatch:
             if slot.confirmed_flush_lsn == self._was[0]:
                 self._beat(conn)
             self._beat_at = now + self._options.heartbeat_s
-        self._was = (slot.confirmed_flush_lsn, slot.wal_status, left_s is not None and left_s < _SOON_S)
+        self._was = (slot.confirmed_flush_lsn, slot.wal_status, soon)
 
     def _beat(self, conn: psycopg.Connection[Any]) -> None:
         with translated(self._slot):
@@ -161,7 +162,7 @@ class SlotWatch:
         self.heartbeats += 1
 
     def _tell(self, slot: Slot, left_s: float | None) -> None:
-        """What gets worse, once."""
+        """What gets worse, once. `left_s`: until the budget is used up, when that is soon."""
         _, wal_status, soon = self._was
         if slot.wal_status != wal_status and slot.wal_status in ("unreserved", "lost"):
             log.error(
@@ -172,13 +173,13 @@ class SlotWatch:
                 if slot.wal_status == "unreserved"
                 else "headrace recover",
             )
-        elif left_s is not None and left_s < _SOON_S and not soon:
+        elif left_s is not None and not soon:
             log.warning(
                 "the slot's WAL budget runs out",
                 slot=self._slot,
                 left_s=round(left_s),
                 safe_wal_size=slot.safe_wal_size,
-                hint="Let the relay catch up, or raise max_slot_wal_keep_size and reload Postgres.",
+                hint=FIX,
             )
 
     def _give_up(self, conn: psycopg.Connection[Any], slot: Slot) -> None:
@@ -195,7 +196,7 @@ class SlotWatch:
             )
             with translated(self._slot):
                 if slot.active_pid is not None:
-                    conn.execute("select pg_terminate_backend(%s, 10000)", (slot.active_pid,))
+                    end_session(conn, slot.active_pid)
                 drop_slot(conn, self._slot)
             self._given_up = SlotGivenUp(
                 "The slot was dropped: it held more WAL than `source.drop_slot_above_bytes`",

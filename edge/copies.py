@@ -24,6 +24,7 @@ from typing import Final
 
 import msgspec
 
+from appliers import versions
 from appliers.errors import StorageUnavailable
 from appliers.locks import alone, is_locked
 from cdc.errors import HeadraceError
@@ -171,6 +172,5 @@ class Copies:
 
 
 def _remove(path: Path) -> None:
-    for name in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
-        with contextlib.suppress(OSError):
-            name.unlink()
+    with contextlib.suppress(OSError):
+        versions.remove_file(path)

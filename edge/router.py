@@ -102,11 +102,11 @@ class Router:
             self._learn_own(request.path_params["database"], access)
             tenant = await self._door.tenant(request, access)
             marked = _is_marked(request)
-            if self._config.route != "off" and not marked and self._names.is_unknown(tenant):
+            if self.routes and not marked and self._names.is_unknown(tenant):
                 tenant = await self._ask_whose(request, tenant)
             if (region := self._elsewhere.region_of(tenant)) is not None:
                 return self._to_region(request, region)
-            if self._config.route == "off":
+            if not self.routes:
                 return await handle(request)
             partition = self._fleet.partition(tenant)
             if marked:
@@ -136,7 +136,7 @@ class Router:
         async def handled(request: Request) -> Response:
             access = self._door.access(request, admin=True)
             tenant = requests.create(await content_of(request))
-            if not access.allows(tenant) or self._config.route == "off":
+            if not access.allows(tenant) or not self.routes:
                 return await handle(request)
             if (region := self._elsewhere.region_of(tenant)) is not None:
                 return self._to_region(request, region)

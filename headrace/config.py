@@ -186,12 +186,16 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """`listen` of a process that `run` starts; empty without."""
         if not self.listen:
             return ""
-        host, port = _address(self.listen, place)
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return host_and_port(*_address(self.listen, place))
 
 
 METRICS_OFF: Final = {f"{PREFIX}METRICS_{name.upper()}": "" for name in MetricsConfig.__struct_fields__}
 """The environment of processes that work for a while beside those that are asked, whose addresses they must not take."""
+
+
+def host_and_port(host: str, port: int) -> str:
+    """As a URL has them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _address(text: str, further: int) -> tuple[str, int]:

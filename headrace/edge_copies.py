@@ -29,7 +29,7 @@ class CopiesOfReplicas:
         """Raises LogError, TenantUnknown, PointTooEarly, and what the store raises."""
         config, snapshots = self._config, self._config.snapshots
         with open_reader(config.log) as reader:
-            store = open_store(snapshots.url, snapshots.options) if snapshots.url else None
+            store = open_store(snapshots.url, snapshots.options)
             past = Past(reader, store, tenant)
             if after is not None and _wait_for(reader, past, after, wait_s):
                 past = Past(reader, store, tenant)

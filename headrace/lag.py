@@ -13,23 +13,20 @@ import contextlib
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import msgspec
-import psycopg
 
 from appliers.errors import ReplicasMissing
 from appliers.reader import Directory
 from appliers.state import PartitionState
 from appliers.worker import WorkerStatus
-from cdc.connection import connect
-from cdc.errors import SourceError
 from cdc.lsn import format_lsn
-from cdc.slot import Slot, inspect_slot
+from cdc.slot import Slot
 from fanout.log import Extent, open_reader
 from headrace.config import Config
 from headrace.errors import PartitionUnknown
-from headrace.status import failure_of
+from headrace.probes import SlotProbe
 from headrace.status_file import Failure, Process, read_processes
 
 
@@ -72,43 +69,29 @@ class Probe:
     def __init__(self, config: Config, partitions: Collection[int] | None = None) -> None:
         """Of these partitions; None or none means all. Raises LogError, ConfigError, PartitionUnknown."""
         self._config = config
-        self._dsn = config.dsn()
+        dsn = config.dsn()
         self._reader = open_reader(config.log)
         self._partitions = sorted(set(partitions or range(self._reader.partitions)))
         if self._partitions[-1] >= self._reader.partitions:
             self._reader.close()
             raise PartitionUnknown("The log has no such partition", partition=self._partitions[-1])
-        self._source: psycopg.Connection[Any] | None = None
+        self._source = SlotProbe(lambda: dsn, config.source.slot, "headrace-lag")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._disconnect()
+        self._source.close()
         self._reader.close()
 
     def measure(self) -> Lag:
         """As of now. Raises LogError, StateForeign, CommandError."""
-        slot, failure = self._ask_source()
+        found = self._source.ask()
         appliers = running_appliers(read_processes(Path(self._config.run.path)))
         # in this order nobody can be ahead of the end
         applied = applied_places(Path(self._config.replicas.path), appliers)
         extents = self._reader.extents(self._partitions)
-        return compose(slot, failure, extents, applied, appliers, self._config.log.kind)
-
-    def _ask_source(self) -> tuple[Slot | None, Failure | None]:
-        try:
-            if self._source is None:
-                self._source = connect(self._dsn, application_name="headrace-lag")
-            return inspect_slot(self._source, self._config.source.slot), None
-        except SourceError as error:
-            self._disconnect()
-            return None, failure_of(error)
-
-    def _disconnect(self) -> None:
-        if self._source is not None:
-            self._source.close()
-            self._source = None
+        return compose(found, extents, applied, appliers, self._config.log.kind)
 
 
 def running_appliers(processes: Collection[Process]) -> list[WorkerStatus]:
@@ -136,21 +119,20 @@ def most_behind(lag: Lag, count: int | None) -> Lag:
 
 
 def compose(
-    slot: Slot | None,
-    failure: Failure | None,
+    found: Slot | Failure,
     extents: dict[int, Extent],
     applied: dict[int, PartitionState],
     appliers: Collection[WorkerStatus],
     kind: str,
 ) -> Lag:
     """The answer, from what each part said."""
-    known = slot is not None and slot.lag_bytes is not None
-    wal_lsn = slot.confirmed_flush_lsn + (slot.lag_bytes or 0) if slot is not None and known else None
+    slot, failure = (None, found) if isinstance(found, Failure) else (found, None)
+    wal_lsn = slot.wal_lsn if slot is not None else None
     partitions = [_partition(p, extents[p], applied.get(p), wal_lsn) for p in sorted(extents)]
     counts = [lag.behind for lag in partitions if lag.behind is not None]
     return Lag(
         wal_lsn=None if wal_lsn is None else format_lsn(wal_lsn),
-        confirmed_flush_lsn=format_lsn(slot.confirmed_flush_lsn) if slot is not None and known else None,
+        confirmed_flush_lsn=format_lsn(slot.confirmed_flush_lsn) if slot is not None and wal_lsn is not None else None,
         unconfirmed_bytes=slot.lag_bytes if slot is not None else None,
         failure=failure,
         behind=(max(counts) if kind == "embedded" else sum(counts)) if counts else None,

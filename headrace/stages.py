@@ -35,8 +35,8 @@ from fanout.relay import Relay, RelayOptions, RelayStatus
 from fanout.tenancy import Tenancy
 from headrace.config import Config, SnapshotsConfig
 from headrace.metrics import serving
-from headrace.metrics.log_probe import LogProbe
-from headrace.status_file import StatusFile
+from headrace.probes import LogProbe, size_of_log
+from headrace.status_file import Failure, StatusFile
 
 if TYPE_CHECKING:
     from headrace.metrics.samples import Samples
@@ -189,11 +189,15 @@ def run_relay(config: Config, *, new_generation: bool = False, keep: bool = Fals
         status_file.write(status)
 
     def fill(samples: Samples) -> None:
-        from headrace.metrics.samples import fill_relay
+        from headrace.metrics.samples import fill_log, fill_relay
 
         fill_relay(samples, latest, runner.phase(latest.phase), watch, source.slot)
         samples.add_errors("relay", runner.errors)
-        probe.fill(samples)
+        extents = probe.ask()
+        if isinstance(extents, Failure):  # that it does not answer is an answer too
+            fill_log(samples, None, None)
+        else:
+            fill_log(samples, extents, size_of_log(config.log))
 
     with watch, contextlib.closing(LogProbe(config.log)) as probe, serving(config, "relay", fill):
         runner.run(attempt)

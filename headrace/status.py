@@ -30,7 +30,8 @@ from fanout.log.interface import Extent
 from fanout.relay import RelayStatus
 from headrace.config import Config, SnapshotsConfig
 from headrace.output import bytes_text
-from headrace.status_file import AuditStatus, Failure, Process, read_processes
+from headrace.probes import size_of_log
+from headrace.status_file import AuditStatus, Failure, Process, failure_of, read_processes
 
 T = TypeVar("T")
 
@@ -150,11 +151,6 @@ def stopped(entry: Quarantined) -> Stopped:
     return Stopped(**{**told, "hint": _OF_TENANT.sub(lambda command: f"{command[1]} {tenant}`", entry.hint)})
 
 
-def failure_of(error: HeadraceError) -> Failure:
-    """An error as a part of the answer."""
-    return Failure(type(error).__name__, str(error), error.hint)
-
-
 def attempt(ask: Callable[[], T]) -> T | Failure:
     """What is answered, or why there is no answer."""
     try:
@@ -220,12 +216,8 @@ def log_status(config: LogConfig, extents: Mapping[int, Extent] | Failure) -> Lo
         place=place,
         partitions=len(extents),
         records=max(spans) if embedded else sum(spans),
-        size_bytes=_size(Path(config.path)) if embedded else None,
+        size_bytes=size_of_log(config),
     )
-
-
-def _size(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.glob("log.db*"))
 
 
 def replicas_status(root: Path, sizes: Sizes | None = None) -> ReplicasStatus:

@@ -35,6 +35,11 @@ class Failure(msgspec.Struct, frozen=True):
     hint: str
 
 
+def failure_of(error: HeadraceError) -> Failure:
+    """An error as a part of an answer."""
+    return Failure(type(error).__name__, str(error), error.hint)
+
+
 class AuditStatus(msgspec.Struct):
     """What an audit tells about itself, behind each of its rounds."""
 
@@ -105,7 +110,7 @@ class StatusFile:
 
     def failed(self, error: HeadraceError, *, retrying: bool) -> None:
         """The stage ended by an error; it starts over after a pause, or not."""
-        failure = Failure(type(error).__name__, str(error), error.hint)
+        failure = failure_of(error)
         self._tell({**self._content, "phase": "retrying" if retrying else "failed", "failure": failure})
 
     def stopped(self) -> None:

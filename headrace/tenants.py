@@ -20,8 +20,8 @@ from appliers.state import Quarantined
 from cdc.errors import HeadraceError
 from cdc.lsn import format_lsn
 from fanout.tenancy import SHARED_TENANT
-from headrace.status import Stopped, failure_of, stopped
-from headrace.status_file import Failure
+from headrace.status import Stopped, stopped
+from headrace.status_file import Failure, failure_of
 
 State = Literal["ready", "stale", "copying", "quarantined", "unreadable"]
 

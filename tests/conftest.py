@@ -191,6 +191,19 @@ def new_database(postgres: LocalPostgres) -> Iterator[Database]:
         database.drop()
 
 
+@contextmanager
+def database_of_its_own(**settings: str) -> Iterator[Database]:
+    """On a server of its own, of the newest version, with these settings besides; for what happens once, for many tests."""
+    if not INSTALLED:
+        pytest.skip("there is no Postgres on this machine")
+    with ExitStack() as running:
+        data = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="postgres-")))
+        server = LocalPostgres(data, bin_dir=INSTALLED[max(INSTALLED)], settings={**SETTINGS, **settings})
+        database = Database(running.enter_context(server), "postgres")
+        running.callback(database._connections.close)
+        yield database
+
+
 @pytest.fixture
 def database(postgres: LocalPostgres) -> Iterator[Database]:
     """A new, empty database."""

@@ -25,7 +25,7 @@ from cdc.errors import HeadraceError
 from edge.wake import CLOSED, RENAMED, Notices
 from headrace.config import Config
 from headrace.dashboard.observer import Observer
-from headrace.status import failure_of
+from headrace.status_file import failure_of
 
 log = structlog.get_logger("edge")
 

@@ -18,7 +18,7 @@ from edge.audit import Audit
 from edge.settings import EdgeConfig
 from edge.tokens import TokenFile
 from headrace import output
-from headrace.config import Config
+from headrace.config import Config, host_and_port
 from headrace.errors import CommandError
 from headrace.quarantine import who
 
@@ -50,9 +50,8 @@ def link(config: Config, lifetime_s: int, tenants: Sequence[str] = ()) -> Link:
 
 
 def _url(edge: EdgeConfig, fragment: dict[str, str]) -> str:
-    host = _ANYWHERE.get(edge.host, edge.host)
-    named = f"[{host}]" if ":" in host else host
-    return f"http://{named}:{edge.port}/dashboard/" + (f"#{urlencode(fragment)}" if fragment else "")
+    place = host_and_port(_ANYWHERE.get(edge.host, edge.host), edge.port)
+    return f"http://{place}/dashboard/" + (f"#{urlencode(fragment)}" if fragment else "")
 
 
 def open_browser(url: str) -> bool:

@@ -9,28 +9,24 @@ from __future__ import annotations
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-import psycopg
 
 from appliers.worker import WorkerStatus
-from cdc.connection import connect
-from cdc.errors import HeadraceError
-from cdc.slot import Slot, inspect_slot
+from cdc.slot import Slot
 from cdc.slot_budget import Sample
 from edge.counts import read_counts
-from fanout.log import LogReader, open_reader
 from fanout.log.interface import Extent
 from fanout.relay import RelayStatus
 from headrace.config import Config
 from headrace.dashboard.trends import Count, Counters, Point, budget_s, point_of, running_out, worsening
 from headrace.lag import Lag, applied_places, compose, running_appliers
+from headrace.probes import LogProbe, SlotProbe
 from headrace.status import (
     Sizes,
     Status,
     attempt,
-    failure_of,
     late_s,
     log_status,
     problems,
@@ -72,8 +68,8 @@ class Observer:
         self.history: deque[Point] = deque(maxlen=HISTORY)
         self._counts: deque[Counters] = deque(maxlen=16)
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
-        self._conn: psycopg.Connection[Any] | None = None
-        self._log: LogReader | None = None
+        self._source = SlotProbe(config.dsn, config.source.slot, "headrace-dashboard")
+        self._log = LogProbe(config.log)
         self._slot: Slot | Failure = Failure("", "not asked yet", "")
         self._asked_at = float("-inf")
         self._sizes: Sizes | None = None
@@ -88,14 +84,14 @@ class Observer:
         """As of now. Raises StateForeign, StorageUnavailable, CommandError, ConfigError."""
         config = self._config
         processes = read_processes(Path(config.run.path))
-        slot = self._source()
+        slot = self._ask_source()
         # in this order nobody can be ahead of the end
         appliers = running_appliers(processes)
         applied = applied_places(Path(config.replicas.path), appliers)
-        extents = self._extents()
-        known, failure = (None, slot) if isinstance(slot, Failure) else (slot, None)
+        extents = self._log.ask()
+        known = None if isinstance(slot, Failure) else slot
         places = {} if isinstance(extents, Failure) else extents
-        lag = compose(known, failure, places, applied, appliers, config.log.kind)
+        lag = compose(slot, places, applied, appliers, config.log.kind)
         at_ms = time.time_ns() // 1_000_000
         self._count(at_ms, known, processes)
         point = point_of(lag, self._counts)
@@ -115,41 +111,18 @@ class Observer:
 
     def rest(self) -> None:
         """Close connections until it is asked again."""
-        if self._conn is not None:
-            self._conn.close()
-            self._conn = None
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        self._source.close()
+        self._log.close()
 
-    def _source(self) -> Slot | Failure:
+    def _ask_source(self) -> Slot | Failure:
         now = time.monotonic()
         if now - self._asked_at < _SOURCE_S:
             return self._slot
         self._asked_at = now
-        try:
-            if self._conn is None:
-                self._conn = connect(self._config.dsn(), application_name="headrace-dashboard")
-            self._slot = slot = inspect_slot(self._conn, self._config.source.slot)
-            if slot.wal_lsn is not None:
-                self._samples.append(Sample(now, slot.wal_lsn, slot.safe_wal_size))
-        except HeadraceError as error:
-            if self._conn is not None:
-                self._conn.close()
-                self._conn = None
-            self._slot = failure_of(error)
-        return self._slot
-
-    def _extents(self) -> dict[int, Extent] | Failure:
-        try:
-            if self._log is None:
-                self._log = open_reader(self._config.log)
-            return self._log.extents(range(self._log.partitions))
-        except HeadraceError as error:
-            if self._log is not None:
-                self._log.close()
-                self._log = None
-            return failure_of(error)
+        self._slot = slot = self._source.ask()
+        if isinstance(slot, Slot) and slot.wal_lsn is not None:
+            self._samples.append(Sample(now, slot.wal_lsn, slot.safe_wal_size))
+        return slot
 
     def _count(self, at_ms: int, slot: Slot | None, processes: list[Process]) -> None:
         relays = [p for p in processes if p.state == "running" and isinstance(p.status, RelayStatus)]

@@ -11,13 +11,12 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from cdc.slot_budget import Sample, eta_s
+from cdc.slot_budget import FIX, SOON_S, Sample, eta_s
 from headrace.lag import Lag
 from headrace.status import Problem
 
 LATE_MS: Final = 5_000.0
 """The relay tells every partition once a second where it is, so a replica that is at work is seen to be up to two behind."""
-SOON_S: Final = 1_800.0
 _SPAN_MS: Final = 5_000
 _UNCONFIRMED: Final = 64 << 20
 _SEGMENT: Final = 16 << 20
@@ -120,7 +119,7 @@ def running_out(slot: str, wal_budget_s: float | None) -> Iterator[Problem]:
     if wal_budget_s is not None and wal_budget_s < SOON_S:
         yield Problem(
             f"The WAL budget of slot {slot} runs out in {_time(wal_budget_s)}",
-            "Let the relay catch up, or raise max_slot_wal_keep_size and reload Postgres.",
+            FIX,
         )
 
 

@@ -41,6 +41,7 @@ def write_wal(database: Database, size: int = 2 * MEGA) -> None:
     conn = database.connect()
     for _ in range(size // MEGA):
         conn.execute("select pg_logical_emit_message(false, 'noise', repeat('x', 1048576))")
+    conn.execute("select pg_logical_emit_message(true, 'noise', '')")  # whose commit has all of it written
 
 
 def advance(database: Database, slot: str) -> None:

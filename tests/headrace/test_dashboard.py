@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import signal
-import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,8 +27,8 @@ from edge.dashboard.pages import _FILES
 from edge.tokens import TokenFile
 from fanout.log import LogConfig
 from headrace.docs import ROOT
-from headrace.local_postgres import LocalPostgres, free_port
-from tests.conftest import INSTALLED, SETTINGS, Database
+from headrace.local_postgres import free_port
+from tests.conftest import Database, database_of_its_own
 from tests.end_to_end.oracle import wait_until
 from tests.faults.pipeline import PARTITIONS, Pipeline, Stage
 from tests.faults.traffic import FOUNDERS, prepare
@@ -101,14 +100,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    if not INSTALLED:
-        pytest.skip("there is no Postgres on this machine")
-    with ExitStack() as running:
-        data = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="postgres-")))
-        settings = {**SETTINGS, "max_slot_wal_keep_size": "48MB"}
-        server = running.enter_context(LocalPostgres(data, bin_dir=INSTALLED[max(INSTALLED)], settings=settings))
-        database = Database(server, "postgres")
-        running.callback(database._connections.close)
+    with database_of_its_own(max_slot_wal_keep_size="48MB") as database, ExitStack() as running:
         made = Site(tmp_path_factory.mktemp("dashboard"), database)
         running.callback(made.pipeline.close)
         yield made

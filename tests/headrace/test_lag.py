@@ -132,7 +132,7 @@ def test_a_partition_that_there_is_not(pipeline: Pipeline, operator: Operator) -
 def test_the_total_counts_no_record_twice(kind: str, behind: int) -> None:
     """Kafka's offsets are added; those of the embedded log count every partition's records, so the largest stands."""
     applied = {0: PartitionState(0, 5, 1, True, 900), 1: PartitionState(1, 10, 1, True, 1000)}
-    lag = compose(SLOT, None, {0: Extent(0, 12), 1: Extent(0, 12), 2: Extent(0, 12)}, applied, [], kind)
+    lag = compose(SLOT, {0: Extent(0, 12), 1: Extent(0, 12), 2: Extent(0, 12)}, applied, [], kind)
     assert lag.behind == behind
     assert [partition.behind for partition in lag.partitions] == [7, 2, None]
     assert [partition.behind_bytes for partition in lag.partitions] == [124, 24, None]
@@ -142,7 +142,7 @@ def test_the_total_counts_no_record_twice(kind: str, behind: int) -> None:
 def test_the_most_behind_come_first() -> None:
     """A partition that nobody applies here is the last of them; the totals stay those of all."""
     applied = {0: PartitionState(0, 11), 2: PartitionState(2, 5)}
-    lag = compose(SLOT, None, dict.fromkeys(range(3), Extent(0, 12)), applied, [], "kafka")
+    lag = compose(SLOT, dict.fromkeys(range(3), Extent(0, 12)), applied, [], "kafka")
     top = most_behind(lag, 2)
     assert [partition.partition for partition in top.partitions] == [2, 0]
     assert top.behind == lag.behind == 8
@@ -151,13 +151,13 @@ def test_the_most_behind_come_first() -> None:
 
 def test_what_retention_removed_is_not_counted() -> None:
     """An offset below the first that can be read is as far behind as the first."""
-    lag = compose(SLOT, None, {0: Extent(10, 12)}, {0: PartitionState(0, -1)}, [], "kafka")
+    lag = compose(SLOT, {0: Extent(10, 12)}, {0: PartitionState(0, -1)}, [], "kafka")
     assert (lag.partitions[0].applied_offset, lag.partitions[0].behind, lag.partitions[0].applied_lsn) == (10, 2, None)
 
 
 def test_the_slowest_applier_speaks_for_all() -> None:
     """Of several appliers the largest p50 and p99 are shown; one without news has none."""
     appliers = [WorkerStatus(lag_p50_ms=1, lag_p99_ms=9), WorkerStatus(lag_p50_ms=2, lag_p99_ms=3), WorkerStatus()]
-    lag = compose(SLOT, None, {}, {}, appliers, "kafka")
+    lag = compose(SLOT, {}, {}, appliers, "kafka")
     assert (lag.visible_p50_ms, lag.visible_p99_ms) == (2, 9)
-    assert compose(SLOT, None, {}, {}, [], "kafka").visible_p50_ms is None
+    assert compose(SLOT, {}, {}, [], "kafka").visible_p50_ms is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,9 +19,9 @@ from cdc.slot import SlotState, inspect_slot
 from fanout.log import LogConfig
 from headrace.config import MetricsConfig
 from headrace.docs import ROOT
-from headrace.local_postgres import LocalPostgres, free_port
+from headrace.local_postgres import free_port
 from headrace.metrics.families import FAMILIES, PROCESS
-from tests.conftest import INSTALLED, SETTINGS, Database
+from tests.conftest import Database, database_of_its_own
 from tests.end_to_end.oracle import wait_until
 from tests.faults.pipeline import PARTITIONS, Pipeline, Stage
 from tests.faults.traffic import FOUNDERS, prepare
@@ -215,14 +214,7 @@ def settled(before: Scrape, after: Scrape) -> bool:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """All of it happens once; tests look at what was seen."""
-    if not INSTALLED:
-        pytest.skip("there is no Postgres on this machine")
-    with ExitStack() as running:
-        data = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="postgres-")))
-        settings = {**SETTINGS, "max_slot_wal_keep_size": "20GB"}
-        server = running.enter_context(LocalPostgres(data, bin_dir=INSTALLED[max(INSTALLED)], settings=settings))
-        database = Database(server, "postgres")
-        running.callback(database._connections.close)
+    with database_of_its_own(max_slot_wal_keep_size="20GB") as database, ExitStack() as running:
         made = Scene(tmp_path_factory.mktemp("metrics"), database)
         running.callback(made.pipeline.close)
         made.play()

@@ -207,26 +207,36 @@ class _Session(Traffic):
             super().one(conn)
 
 
-class _Sampler:
-    """Looks, in a thread."""
+class _Looking:
+    """Something that goes on in a thread until `_ended`."""
 
-    def __init__(self, run: _Run, stage: Stage, every_s: float) -> None:
-        self.every_s = every_s
-        self._pid = stage.process.pid
-        self._run = run
-        self._times: list[float] = []
-        self._found: list[dict[Series, float]] = []
+    def __init__(self) -> None:
         self._ended = threading.Event()
+
+    def _loop(self) -> None:
+        raise NotImplementedError
 
     @contextmanager
     def going(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._loop, name="sampler", daemon=True)
+        thread = threading.Thread(target=self._loop, name=type(self).__name__, daemon=True)
         thread.start()
         try:
             yield
         finally:
             self._ended.set()
             thread.join()
+
+
+class _Sampler(_Looking):
+    """Looks at processes, the slot and directories."""
+
+    def __init__(self, run: _Run, stage: Stage, every_s: float) -> None:
+        super().__init__()
+        self.every_s = every_s
+        self._pid = stage.process.pid
+        self._run = run
+        self._times: list[float] = []
+        self._found: list[dict[Series, float]] = []
 
     def _loop(self) -> None:
         begun = time.monotonic()
@@ -268,24 +278,19 @@ class _Sampler:
         return f"memory {memory:.0f} MiB, " + ", ".join(f"{name} {value:.0f} MiB" for name, value in disk.items())
 
 
-class _Readers:
+class _Readers(_Looking):
     """Asks the edge, in a thread, one query after another; the edge may be away."""
 
     def __init__(self, port: int) -> None:
+        super().__init__()
         self.answered = 0
         self._url = f"http://127.0.0.1:{port}/client/v4/accounts/soak/d1/database"
-        self._ended = threading.Event()
         self._wrong: list[str] = []
 
     @contextmanager
     def going(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._loop, name="readers", daemon=True)
-        thread.start()
-        try:
+        with super().going():
             yield
-        finally:
-            self._ended.set()
-            thread.join()
         assert not self._wrong, self._wrong[0]
         assert self.answered, "the edge has answered nothing"
 
